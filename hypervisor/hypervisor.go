@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package hypervisor is the contract between the pod and the virtual machine
+// monitor that runs it. A backend (hypervisor/qemu) implements Hypervisor and
+// VM; what not every backend can do is a separate small interface found by type
+// assertion. hypervisortest holds the conformance suite that every backend and
+// the in-memory fake pass.
+package hypervisor
+
+import (
+	"context"
+	"net"
+	"os"
+)
+
+// Hypervisor starts virtual machines.
+type Hypervisor interface {
+	// Start boots the machine that c describes. It returns once the VMM process
+	// runs and answers its control channel; the guest may still be booting
+	// (see ReadyWaiter). On error nothing is left behind and the error, a
+	// *StartError, carries the phase, the VMM's stderr and the console tail.
+	// ctx bounds Start only; the machine lives until Stop or its own end.
+	Start(ctx context.Context, c Config) (VM, error)
+}
+
+// VM is one running machine.
+type VM interface {
+	// Dial connects to a vsock port of the guest. It waits for the guest's
+	// driver to come up; a guest that has no listener refuses at once with
+	// ECONNREFUSED (wrapped in *net.OpError). The local address of the
+	// connection is a vsock.Addr whose Port the guest sees as the peer's.
+	Dial(ctx context.Context, port uint32) (net.Conn, error)
+	// Listen accepts connections that the guest opens to a vsock port of the
+	// host; 0 picks a free port. Only this machine's guest can reach it.
+	Listen(port uint32) (net.Listener, error)
+	// Stop ends the machine: the guest is expected to have synced by then. It
+	// returns when the VMM process is gone, and is idempotent. ctx bounds the
+	// orderly way; when it is done the process is killed.
+	Stop(ctx context.Context) error
+	// Done is closed once, when the VMM process is gone.
+	Done() <-chan struct{}
+	// Err says why the machine ended; nil before Done and after an orderly Stop.
+	Err() error
+	// Info describes the running machine.
+	Info() Info
+}
+
+// ReadyWaiter is implemented by machines that were started with Config.ReadyParam.
+type ReadyWaiter interface {
+	// WaitReady returns when the guest has dialled the ready port, ctx is done,
+	// or the machine is gone, whichever is first.
+	WaitReady(ctx context.Context) error
+}
+
+// Config is a complete, immutable description of a machine.
+type Config struct {
+	// ID names the machine in logs and process titles; it is the sandbox id.
+	ID string
+	// Dir is an existing directory for the machine's own files (sockets).
+	// The backend leaves nothing in it after the machine is gone.
+	Dir string
+	// Kernel and Initrd are host paths; Initrd may be empty.
+	Kernel, Initrd string
+	// KernelParams are appended to what the backend itself needs, in order; the last one wins.
+	KernelParams []string
+	// ReadyParam, when not empty, makes the backend open a listener before the
+	// guest runs and append "<ReadyParam>=<port>" to the kernel command line.
+	ReadyParam string
+	// CPUs is the number of vCPUs at boot, at least 1; MaxCPUs the most it can grow to.
+	CPUs, MaxCPUs int
+	// MemoryBytes is the guest's memory at boot, a multiple of 1 MiB.
+	MemoryBytes uint64
+	// Shares are the virtio-fs devices of the machine.
+	Shares []Share
+	// Vsock chooses the backend of the vsock device.
+	Vsock VsockBackend
+	// Network tells in which network namespace the VMM process runs.
+	Network NetNS
+	// UID and GID are what the VMM process runs as; zero keeps the shim's own.
+	UID, GID uint32
+	// Started, when set, is called with the pid of every process that the backend
+	// starts, before that process may do work. A failure fails Start.
+	Started func(name string, pid int) error
+}
+
+// Share is one virtio-fs device. Conn is a connected Unix socket to its daemon;
+// the backend owns it once Start is called.
+type Share struct {
+	Tag  string
+	Conn *os.File
+}
+
+// VsockBackend names an implementation of the vsock device.
+type VsockBackend string
+
+// The vsock backends.
+const (
+	VsockAuto      VsockBackend = "auto"       // vhost when /dev/vhost-vsock opens, else vhost-user
+	VsockVhost     VsockBackend = "vhost"      // kernel vhost-vsock
+	VsockVhostUser VsockBackend = "vhost-user" // the device of hypervisor/vsock, inside this process
+)
+
+// NetNS chooses the VMM's network namespace: a new one that dies with the VMM
+// when Path is empty, else the one bound at Path.
+type NetNS struct {
+	Path string
+}
+
+// Info describes a running machine.
+type Info struct {
+	// PID of the VMM process; /proc/<PID>/ns/net is the pod's network namespace.
+	PID int
+	// Accelerator in use, "kvm" or "tcg".
+	Accelerator string
+	// Vsock is the backend in use, never VsockAuto.
+	Vsock VsockBackend
+	// Console returns the last bytes that the guest wrote to its console.
+	ConsoleTail func() string
+}
+
+// StartError says why a machine did not start.
+type StartError struct {
+	// Phase is what was being done: "config", "vsock", "exec", "qmp", "boot".
+	Phase string
+	// Err is the cause.
+	Err error
+	// Stderr and Console are the last lines of the VMM and of the guest.
+	Stderr, Console string
+}
+
+func (e *StartError) Error() string {
+	s := "start VM: " + e.Phase + ": " + e.Err.Error()
+	if e.Stderr != "" {
+		s += "; VMM stderr: " + e.Stderr
+	}
+	if e.Console != "" {
+		s += "; guest console: " + e.Console
+	}
+	return s
+}
+
+func (e *StartError) Unwrap() error { return e.Err }
