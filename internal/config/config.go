@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package config reads configuration.toml. The structs of this file are the
+// single source of the schema: a new key is one new field. Their tags mean
+//
+//	toml        the key's name
+//	default     the built-in value, as it would be written in TOML without quotes
+//	doc         what the key does, for docs/configuration.md and the sample file
+//	enum        the values a string may have
+//	min, max    the range of a number
+//	unit        the unit of a time.Duration field; only "s" is known
+//	path        "abs": an absolute path or empty; "file": also checked by CheckFiles
+//	annotation  the pod annotation's last part, "=" for the key's own name; no
+//	            tag means that no annotation can set the key
+//	valid       the key that lists the globs an annotation's path must match
+//	merge       "append": an annotation is appended to the configured string
+//	sep         the separator of a list in an annotation; without it a JSON array
+//
+// Section and key names are those of Kata Containers where the meaning is the
+// same; upstream.go lists the ones that are known and have no effect here.
+package config
+
+import (
+	"time"
+)
+
+// Config is a complete, validated configuration. It is not changed after Load.
+type Config struct {
+	QEMU    QEMU    `section:"hypervisor.qemu" doc:"The virtual machine monitor and what it boots."`
+	Agent   Agent   `section:"agent.kata" doc:"The agent in the guest."`
+	Runtime Runtime `section:"runtime" doc:"The shim."`
+
+	// path is the main file, empty when the built-in defaults or a body were used.
+	path string
+	// files are all files read, in order.
+	files []string
+	// origin maps "section.key" to where it was set, "file:line" or an annotation.
+	origin map[string]string
+}
+
+// QEMU is [hypervisor.qemu].
+type QEMU struct {
+	Path         string `toml:"path" default:"/usr/bin/qemu-system-x86_64" path:"file" annotation:"=" valid:"valid_hypervisor_paths" doc:"QEMU, version 7.2 or newer."`
+	Kernel       string `toml:"kernel" default:"/usr/share/kata-containers/vmlinux" path:"file" annotation:"=" doc:"Guest kernel: an uncompressed vmlinux (booted through PVH) or a bzImage."`
+	Initrd       string `toml:"initrd" default:"/usr/share/kata-containers/kata-initrd.img" path:"file" annotation:"=" doc:"Guest root as an initramfs. Excludes image: a file that sets only image turns the default initrd off."`
+	Image        string `toml:"image" default:"" path:"file" annotation:"=" doc:"Guest root as a disk image. Excludes initrd."`
+	Manifest     string `toml:"manifest" default:"" path:"abs" doc:"File with the SHA-256 digests that kernel, initrd and image must match. Empty: manifest.json beside the kernel when it exists; without one, nothing is compared."`
+	MachineType  string `toml:"machine_type" default:"q35" enum:"q35" annotation:"=" doc:"QEMU's machine type."`
+	KernelParams string `toml:"kernel_params" default:"" annotation:"=" merge:"append" doc:"Appended to the guest kernel's command line; of two parameters of the same name the later one wins, so these override the built-in ones."`
+	Firmware     string `toml:"firmware" default:"" path:"file" annotation:"=" doc:"Firmware image. Empty: qboot where QEMU ships it, else QEMU's default."`
+	CPUFeatures  string `toml:"cpu_features" default:"" annotation:"=" doc:"Appended to QEMU's -cpu, for example \"pmu=off,vmx=off\"."`
+
+	DefaultVCPUs    int `toml:"default_vcpus" default:"1" min:"-1" max:"1024" annotation:"=" doc:"vCPUs at boot. 0 means 1, -1 as many as the host has."`
+	DefaultMaxVCPUs int `toml:"default_maxvcpus" default:"0" min:"0" max:"1024" annotation:"default_max_vcpus" doc:"The most vCPUs a pod can grow to. 0 means as many as the host has."`
+	DefaultMemory   int `toml:"default_memory" default:"256" min:"64" max:"16777216" annotation:"=" doc:"Guest memory at boot, in MiB."`
+
+	SharedFS          string   `toml:"shared_fs" default:"virtio-fs" enum:"virtio-fs,none" annotation:"=" doc:"How host directories reach the guest. With none, only block devices and files that are copied do."`
+	VirtioFSDaemon    string   `toml:"virtio_fs_daemon" default:"" path:"abs" annotation:"=" valid:"valid_virtio_fs_daemon_paths" doc:"The virtio-fs daemon, the Rust one or that of QEMU 7.2. Empty: the first of /usr/libexec/virtiofsd and /usr/lib/qemu/virtiofsd that exists."`
+	VirtioFSExtraArgs []string `toml:"virtio_fs_extra_args" default:"[]" annotation:"=" doc:"Appended to the daemon's arguments."`
+	VirtioFSCache     string   `toml:"virtio_fs_cache" default:"auto" enum:"never,metadata,auto,always" annotation:"=" doc:"What the guest may cache of shared directories. metadata needs the Rust daemon."`
+
+	Accelerator string `toml:"accelerator" default:"kvm" enum:"kvm,tcg,auto" doc:"kvm: refuse to start without usable KVM. tcg: emulate in software, many times slower. auto: prove KVM with a micro-guest before each start and fall back to tcg."`
+	Vsock       string `toml:"vsock" default:"auto" enum:"auto,vhost,vhost-user" doc:"The channel to the guest. vhost: the host kernel's (/dev/vhost-vsock). vhost-user: a device inside the shim that needs no kernel module. auto: vhost when its device opens."`
+	Rootless    bool   `toml:"rootless" default:"true" annotation:"=" doc:"Run the VMM as an unprivileged user of the pod's own."`
+
+	EnableAnnotations        []string `toml:"enable_annotations" default:"[]" doc:"Which io.katacontainers.config.* pod annotations are allowed: regular expressions that must match the whole of an annotation's last part, for example [\"default_vcpus\", \"default_memory\", \"kernel_params\"]. Empty refuses all."`
+	ValidHypervisorPaths     []string `toml:"valid_hypervisor_paths" default:"[]" doc:"Globs, one of which the path annotation must match. Empty refuses that annotation."`
+	ValidVirtioFSDaemonPaths []string `toml:"valid_virtio_fs_daemon_paths" default:"[]" doc:"Globs, one of which the virtio_fs_daemon annotation must match. Empty refuses that annotation."`
+	EnableDebug              bool     `toml:"enable_debug" default:"false" doc:"Let the guest kernel log in full to the console, and log QEMU's command line."`
+}
+
+// Agent is [agent.kata].
+type Agent struct {
+	EnableDebug          bool          `toml:"enable_debug" default:"false" doc:"Let the agent log at debug level."`
+	DebugConsoleEnabled  bool          `toml:"debug_console_enabled" default:"false" doc:"Serve a root shell of the guest on vsock port 1026. Whoever reaches it owns the guest."`
+	DialTimeout          time.Duration `toml:"dial_timeout" default:"45" unit:"s" min:"1" max:"3600" doc:"How long a guest may take to boot until its agent answers, in seconds."`
+	KernelModules        []string      `toml:"kernel_modules" default:"[]" annotation:"=" sep:";" doc:"Modules that the agent loads, each followed by its parameters: [\"e1000e EEE=1\", \"i915\"]. The guest image must hold them."`
+	ContainerPipeSize    int           `toml:"container_pipe_size" default:"0" min:"0" max:"1048576" annotation:"=" doc:"Size of the pipes of a container's output, in bytes. 0 keeps the guest kernel's default."`
+	LaunchProcessTimeout time.Duration `toml:"launch_process_timeout" default:"6" unit:"s" min:"1" max:"3600" doc:"How long the agent waits for a process to start, in seconds."`
+}
+
+// Runtime is [runtime].
+type Runtime struct {
+	EnableDebug            bool          `toml:"enable_debug" default:"false" doc:"Let the shim log at debug level."`
+	InternetworkingModel   string        `toml:"internetworking_model" default:"tcfilter" enum:"tcfilter,macvtap,none" annotation:"=" doc:"How the pod's network devices reach the VM."`
+	DisableGuestSeccomp    bool          `toml:"disable_guest_seccomp" default:"false" annotation:"=" doc:"Do not apply the container's seccomp profile in the guest. (Kata Containers' own default is true.)"`
+	SandboxCgroupOnly      bool          `toml:"sandbox_cgroup_only" default:"true" annotation:"=" doc:"Put the VMM and its helpers into the pod's cgroup."`
+	SandboxBindMounts      []string      `toml:"sandbox_bind_mounts" default:"[]" doc:"Host paths that every guest sees, read-only unless followed by \":rw\", for services of the guest."`
+	DisableNewNetNS        bool          `toml:"disable_new_netns" default:"false" annotation:"=" doc:"Run the VMM in the host's network namespace. Needs internetworking_model = \"none\"."`
+	Experimental           []string      `toml:"experimental" default:"[]" doc:"Experimental features to turn on. None exists yet."`
+	CreateContainerTimeout time.Duration `toml:"create_container_timeout" default:"60" unit:"s" min:"1" max:"3600" annotation:"=" doc:"How long the creation of a container may take, in seconds."`
+	StateDir               string        `toml:"state_dir" default:"/run/kata-containers" path:"abs" doc:"Where every pod's directory and ledger live. A tmpfs of root's."`
+}
+
+// CPUs returns the vCPUs at boot and the most a pod can grow to, at least as
+// many, on a host with hostCPUs of them.
+func (q *QEMU) CPUs(hostCPUs int) (boot, most int) {
+	boot, most = q.DefaultVCPUs, q.DefaultMaxVCPUs
+	switch {
+	case boot < 0:
+		boot = hostCPUs
+	case boot == 0:
+		boot = 1
+	}
+	if most == 0 {
+		most = hostCPUs
+	}
+	return boot, max(boot, most)
+}
+
+// MemoryBytes is DefaultMemory in bytes.
+func (q *QEMU) MemoryBytes() uint64 { return uint64(q.DefaultMemory) << 20 }
+
+// Path is the main configuration file, empty when there is none.
+func (c *Config) Path() string { return c.path }
+
+// Files are all configuration files that were read, in order.
+func (c *Config) Files() []string { return c.files }
+
+// Origin says where "section.key" was set: "file:line", "annotation …" or
+// "built-in default".
+func (c *Config) Origin(key string) string {
+	if o, ok := c.origin[key]; ok {
+		return o
+	}
+	return "built-in default"
+}
