@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// sweepDeadline bounds the wait for a killed process to be gone, in milliseconds.
+const sweepDeadline = 5000
+
+// Processes are the pids of this lab's processes, the daemon and ctr commands
+// included: all that have inherited its environment mark.
+func (c *Containerd) Processes() ([]int, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("lab: processes: %w", err)
+	}
+	mark := []byte(rootEnv + "=" + c.Root + "\x00")
+	var pids []int
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		// A process that ends meanwhile cannot be read: it is none of ours any more.
+		env, err := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
+		if err == nil && bytes.Contains(append([]byte{0}, env...), append([]byte{0}, mark...)) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// sweepProcesses kills what is left of the lab after the daemon has ended.
+func (c *Containerd) sweepProcesses() error {
+	pids, err := c.Processes()
+	if err != nil {
+		return err
+	}
+	errs := make([]error, 0, len(pids))
+	for _, pid := range pids {
+		errs = append(errs, killAndWait(pid))
+	}
+	return errors.Join(errs...)
+}
+
+// killAndWait ends a process that should not be there and reports it.
+func killAndWait(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pidfd of %d: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	name := strings.TrimSpace(strings.ReplaceAll(string(cmdline), "\x00", " "))
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+		if errors.Is(err, unix.ESRCH) {
+			return nil
+		}
+		return fmt.Errorf("kill %d (%s): %w", pid, name, err)
+	}
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, sweepDeadline); err != nil || n == 0 {
+		return fmt.Errorf("process %d (%s) was left and did not end within %d ms of SIGKILL: %w", pid, name, sweepDeadline, err)
+	}
+	return fmt.Errorf("process %d (%s) was left and had to be killed", pid, name)
+}
+
+// sweepMounts detaches every mount below the lab's directories, newest first.
+func (c *Containerd) sweepMounts() error {
+	points, err := mountsBelow(c.Root)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for i := len(points) - 1; i >= 0; i-- {
+		errs = append(errs, fmt.Errorf("mount %s was left", points[i]))
+		if err := unix.Unmount(points[i], unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", points[i], err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// mountsBelow lists mount points below dir in this mount namespace, in mount order.
+func mountsBelow(dir string) ([]string, error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("lab: mounts: %w", err)
+	}
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	var points []string
+	for line := range strings.Lines(string(data)) {
+		// proc_pid_mountinfo(5): the fifth field is the mount point.
+		f := strings.Fields(line)
+		if len(f) < 5 {
+			continue
+		}
+		if p := unescape.Replace(f[4]); strings.HasPrefix(p, dir+"/") {
+			points = append(points, p)
+		}
+	}
+	return points, nil
+}
+
+// machineDirs are directories outside the lab's root that containerd's runc shim
+// and runc make on demand and never remove; those that a lab caused go with it.
+type machineDirs []string
+
+// recordMachineDirs lists those that do not exist yet.
+func recordMachineDirs(namespace string) machineDirs {
+	candidates := []string{"/run/containerd/s", "/run/containerd/runc/" + namespace, "/run/containerd/runc", "/run/containerd"}
+	cgroups, _ := filepath.Glob("/sys/fs/cgroup/*")
+	for _, g := range append(cgroups, "/sys/fs/cgroup") {
+		candidates = append(candidates, filepath.Join(g, namespace))
+	}
+	var absent machineDirs
+	for _, dir := range candidates {
+		if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
+			absent = append(absent, dir)
+		}
+	}
+	return absent
+}
+
+// restore removes them again where they are empty; another lab's contents keep them.
+func (m machineDirs) restore() {
+	for _, dir := range m {
+		_ = unix.Rmdir(dir)
+	}
+}
