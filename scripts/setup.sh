@@ -13,10 +13,10 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # the protocol compiler, and the tools that the lab calls.
 packages=(
 	qemu-system-x86 qemu-system-common busybox-static
-	gcc make autoconf automake libtool pkg-config python3 git
-	libcap-dev libseccomp-dev libyajl-dev
+	gcc make pkg-config dpkg-dev binutils python3 git
+	libcap-dev libseccomp-dev
 	protobuf-compiler libprotobuf-dev
-	iproute2 xz-utils
+	iproute2 lz4 zstd xz-utils
 )
 
 # minimum_go: go.mod names the language version; `go` itself fetches a newer

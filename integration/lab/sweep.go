@@ -120,7 +120,7 @@ type machineDirs []string
 
 // recordMachineDirs lists those that do not exist yet.
 func recordMachineDirs(namespace string) machineDirs {
-	candidates := []string{"/run/containerd/s", "/run/containerd/runc/" + namespace, "/run/containerd/runc", "/run/containerd"}
+	candidates := []string{"/run/containerd/s", "/run/containerd/fifo", "/run/containerd/runc/" + namespace, "/run/containerd/runc", "/run/containerd"}
 	cgroups, _ := filepath.Glob("/sys/fs/cgroup/*")
 	for _, g := range append(cgroups, "/sys/fs/cgroup") {
 		candidates = append(candidates, filepath.Join(g, namespace))

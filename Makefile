@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# `make` lists the targets. Everything that is built goes to _build; what is
+# downloaded or built once for a version goes to KATA_CACHE.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+export KATA_CACHE ?= $(HOME)/.cache/kata-go
+export KATA_BUILD := $(CURDIR)/_build
+export KATA_LAB := $(KATA_CACHE)/lab
+export KATA_TEST_KERNEL := $(KATA_BUILD)/images/vmlinux
+export KATA_TEST_MODULES := $(KATA_CACHE)/kernel/current/modules
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# internal/version is where the programs read their version from.
+LDFLAGS := -s -w -X github.com/kata-v2/kata/internal/version.Version=$(VERSION)
+GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+PROGRAMS := containerd-shim-kata-v2 kata-agent kata-ctl
+GENERATED := protocols/agentpb protocols/typespb
+
+step = @printf '\n== %s\n' '$(1)'
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## install and fetch what building and testing need (once; root)
+	$(call step,setup)
+	@scripts/setup.sh
+
+.PHONY: build
+build: ## build the programs into _build/bin
+	$(call step,build $(VERSION))
+	@for p in $(PROGRAMS); do \
+		echo "build $$p"; \
+		$(GOBUILD) -o $(KATA_BUILD)/bin/$$p ./cmd/$$p; \
+	done
+
+.PHONY: image
+image: setup build ## build guest kernel, guest root and manifest into _build/images
+	$(call step,image)
+	@go run ./images/cmd/kata-image -agent $(KATA_BUILD)/bin/kata-agent \
+		-engine $(KATA_CACHE)/crun/crun -engine-version "$$(cat $(KATA_CACHE)/crun/version)" \
+		-kernel $(KATA_CACHE)/kernel/current -kernel-package "$$(readlink $(KATA_CACHE)/kernel/current)" \
+		-version $(VERSION) -out $(KATA_BUILD)/images
+
+.PHONY: protos
+protos: ## generate the Go code of protocols/*.proto
+	@mkdir -p $(KATA_BUILD)/tools
+	@go build -o $(KATA_BUILD)/tools/ google.golang.org/protobuf/cmd/protoc-gen-go github.com/containerd/ttrpc/cmd/protoc-gen-go-ttrpc
+	@PATH="$(KATA_BUILD)/tools:$$PATH" protoc -I . -I /usr/include \
+		--go_out=. --go_opt=module=github.com/kata-v2/kata \
+		--go-ttrpc_out=. --go-ttrpc_opt=module=github.com/kata-v2/kata protocols/*.proto
+	@gofmt -w $(GENERATED)
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	$(call step,lint)
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
+		[ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
+	@go vet ./...
+	@go tool staticcheck ./...
+
+# Packages that boot virtual machines run one at a time: they share the cores.
+.PHONY: test
+test: image lint ## set up, build, lint, and run every test
+	$(call step,test)
+	@go test -p 1 -timeout 20m ./...
+
+.PHONY: test-all
+test-all: image lint ## the tests again with the race detector
+	$(call step,test with the race detector)
+	@go test -race -p 1 -timeout 40m ./...
+
+.PHONY: run
+run: image ## run one container in a virtual machine under containerd
+	$(call step,run)
+	@go run ./integration/cmd/run -bin $(KATA_BUILD)/bin -images $(KATA_BUILD)/images
+
+.PHONY: bench
+bench: image ## measure; the result goes to _build/bench.json
+	$(call step,bench)
+	@go run ./integration/cmd/bench -bin $(KATA_BUILD)/bin -images $(KATA_BUILD)/images -out $(KATA_BUILD)/bench.json
+
+.PHONY: clean
+clean: ## remove _build; the cache stays
+	rm -rf $(KATA_BUILD)
