@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/kata-v2/kata/hypervisor"
+)
+
+// The accelerators of QEMU that this backend uses.
+const (
+	KVM = "kvm"
+	TCG = "tcg"
+)
+
+// firstExtraFD is the number of the first inherited descriptor after stdio.
+const firstExtraFD = 3
+
+// tcgBufferMiB bounds TCG's code cache, QEMU's largest private memory without KVM.
+const tcgBufferMiB = 64
+
+// guestCID is the guest's address on the vhost-user device, which serves one
+// machine only; the least that is not reserved (virtio 1.3 §5.10.4).
+const guestCID = 3
+
+// The host paths of a machine's fixed files are passed as inherited
+// descriptors, so the unprivileged QEMU needs no access to their directories.
+func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// fds collects the descriptors that QEMU inherits.
+type fds struct{ files []*os.File }
+
+// add takes ownership of f and returns its number in QEMU.
+func (f *fds) add(file *os.File) int {
+	f.files = append(f.files, file)
+	return firstExtraFD + len(f.files) - 1
+}
+
+func (f *fds) close() {
+	for _, file := range f.files {
+		file.Close()
+	}
+	f.files = nil
+}
+
+// layout is what the command line depends on beside the machine's Config: a
+// pure input, so that golden tests cover every form of it.
+type layout struct {
+	Accelerator string // KVM or TCG
+	Machine     string // machine type, "q35"
+	Firmware    string // path of the firmware, empty for QEMU's own
+	CPUModel    string // overrides the accelerator's default when set
+	KernelFD    int
+	InitrdFD    int // 0 without initrd
+	QMPFD       int
+	ConsoleFD   int
+	Vsock       hypervisor.VsockBackend
+	VsockFD     int
+	CID         uint32
+	ReadyPort   uint32
+	ShareFDs    []int // in the order of Config.Shares
+	Sandbox     bool  // QEMU's own seccomp filter
+}
+
+// cpuModel is what the accelerator offers the guest. Under TCG, CMPXCHG16B is
+// hidden: with it a 6.12 guest double-faulted on QEMU 7.2.
+func cpuModel(accel string) string {
+	if accel == TCG {
+		return "max,-cx16"
+	}
+	return "host"
+}
+
+// arguments is QEMU's command line for a machine.
+func arguments(c hypervisor.Config, l layout) []string {
+	mib := strconv.FormatUint(c.MemoryBytes>>20, 10) + "M"
+	cpu := l.CPUModel
+	if cpu == "" {
+		cpu = cpuModel(l.Accelerator)
+	}
+	accel := KVM
+	if l.Accelerator == TCG {
+		accel = "tcg,thread=multi,tb-size=" + strconv.Itoa(tcgBufferMiB)
+	}
+	a := []string{
+		"-name", "sandbox-" + c.ID + ",debug-threads=on",
+		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-vga", "none",
+		"-machine", l.Machine + ",memory-backend=mem,graphics=off,sata=off,smbus=off,hpet=off,vmport=off",
+		"-accel", accel,
+		"-cpu", cpu,
+		"-smp", fmt.Sprintf("%d,maxcpus=%d", c.CPUs, max(c.CPUs, c.MaxCPUs)),
+		"-m", mib,
+		"-object", "memory-backend-memfd,id=mem,size=" + mib + ",share=on",
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", l.QMPFD),
+		"-mon", "chardev=qmp,mode=control",
+		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", l.ConsoleFD),
+		"-serial", "chardev:console",
+	}
+	if l.Firmware != "" {
+		a = append(a, "-bios", l.Firmware)
+	}
+	a = append(a, vsockArguments(l)...)
+	for i, s := range c.Shares {
+		a = append(a,
+			"-chardev", fmt.Sprintf("socket,id=fs%d,fd=%d", i, l.ShareFDs[i]),
+			"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=fs%d,tag=%s,queue-size=1024", i, s.Tag))
+	}
+	if l.Sandbox {
+		a = append(a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+	}
+	a = append(a, "-kernel", fdPath(l.KernelFD))
+	if l.InitrdFD != 0 {
+		a = append(a, "-initrd", fdPath(l.InitrdFD))
+	}
+	return append(a, "-append", kernelCommandLine(c, l))
+}
+
+func vsockArguments(l layout) []string {
+	if l.Vsock == hypervisor.VsockVhost {
+		return []string{"-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d,vhostfd=%d", l.CID, l.VsockFD)}
+	}
+	return []string{
+		"-chardev", fmt.Sprintf("socket,id=vsock,fd=%d", l.VsockFD),
+		"-device", "vhost-user-vsock-pci,chardev=vsock",
+	}
+}
+
+// kernelCommandLine is what every guest gets, then the caller's parameters.
+// panic=1 and reboot=t turn a guest's end into QEMU's (with -no-reboot).
+func kernelCommandLine(c hypervisor.Config, l layout) string {
+	p := []string{
+		"console=ttyS0", "quiet", "panic=1", "reboot=t", "tsc=reliable", "no_timer_check",
+		"rcupdate.rcu_expedited=1", "random.trust_cpu=on", "cryptomgr.notests", "cgroup_no_v1=all",
+		"i8042.noaux", "i8042.nopnp", "net.ifnames=0", "pci=lastbus=0",
+	}
+	p = append(p, c.KernelParams...)
+	if c.ReadyParam != "" {
+		p = append(p, fmt.Sprintf("%s=%d", c.ReadyParam, l.ReadyPort))
+	}
+	return strings.Join(p, " ")
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+
+	"github.com/kata-v2/kata/hypervisor"
+	"github.com/kata-v2/kata/hypervisor/vsock"
+)
+
+// vsockDevice is the host's end of the machine's vsock and what QEMU needs of it.
+type vsockDevice struct {
+	vsock.Device
+	backend hypervisor.VsockBackend
+	cid     uint32
+	file    *os.File // for QEMU
+}
+
+func openVsock(want hypervisor.VsockBackend, log *slog.Logger) (*vsockDevice, error) {
+	switch want {
+	case "", hypervisor.VsockAuto:
+		if vsock.KernelAvailable() {
+			return openKernelVsock()
+		}
+		return openUserVsock(log)
+	case hypervisor.VsockVhost:
+		return openKernelVsock()
+	case hypervisor.VsockVhostUser:
+		return openUserVsock(log)
+	}
+	return nil, fmt.Errorf("vsock backend (hypervisor.qemu.vsock) is %q: must be %q, %q or %q",
+		want, hypervisor.VsockAuto, hypervisor.VsockVhost, hypervisor.VsockVhostUser)
+}
+
+func openKernelVsock() (*vsockDevice, error) {
+	d, err := vsock.NewKernel()
+	if err != nil {
+		return nil, err
+	}
+	return &vsockDevice{Device: d, backend: hypervisor.VsockVhost, cid: d.CID(), file: d.QEMUFile()}, nil
+}
+
+func openUserVsock(log *slog.Logger) (*vsockDevice, error) {
+	d, err := vsock.NewUser(vsock.UserConfig{GuestCID: guestCID, Logger: log})
+	if err != nil {
+		return nil, err
+	}
+	return &vsockDevice{Device: d, backend: hypervisor.VsockVhostUser, cid: guestCID, file: d.QEMUFile()}, nil
+}
+
+// portOf is the vsock port of a listener's address.
+func portOf(a net.Addr) uint32 {
+	if v, ok := a.(vsock.Addr); ok {
+		return v.Port
+	}
+	return 0
+}

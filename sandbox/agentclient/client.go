@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agentclient is the host's end of the wire to the guest agent: the
+// ttrpc client, and the streams that carry stdio beside it.
+package agentclient
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+	"time"
+
+	"github.com/containerd/ttrpc"
+
+	"github.com/kata-v2/kata/hypervisor"
+	"github.com/kata-v2/kata/protocols"
+	"github.com/kata-v2/kata/protocols/agentpb"
+)
+
+// ErrGone is what every call returns once the machine has ended; the machine's
+// own reason is wrapped beside it.
+var ErrGone = errors.New("the virtual machine is gone")
+
+// An agent that knows the ready parameter dials while the guest boots. For one
+// that does not, its port is dialled after fallbackAfter, then at growing
+// intervals up to fallbackMax.
+const (
+	fallbackAfter = time.Second
+	fallbackFirst = 20 * time.Millisecond
+	fallbackMax   = 500 * time.Millisecond
+)
+
+// Client speaks to the agent of one machine. Its calls are those of the agent
+// service; their errors are ttrpc's, with ErrGone in place of a lost connection.
+type Client struct {
+	agentpb.AgentServiceService
+	vm      hypervisor.VM
+	rpc     *ttrpc.Client
+	streams bool
+}
+
+// Connect waits until the guest's agent serves and connects to it. It is
+// bounded by ctx and by the machine's end.
+func Connect(ctx context.Context, vm hypervisor.VM) (*Client, error) {
+	conn, dialled, err := reach(ctx, vm)
+	if err != nil {
+		return nil, gone(vm, err)
+	}
+	c := &Client{vm: vm, streams: dialled}
+	c.rpc = ttrpc.NewClient(conn)
+	c.AgentServiceService = agentpb.NewAgentServiceClient(c.rpc)
+	return c, nil
+}
+
+// reach returns a connection to the agent's port, and whether the agent dialled first.
+func reach(ctx context.Context, vm hypervisor.VM) (net.Conn, bool, error) {
+	w, ok := vm.(hypervisor.ReadyWaiter)
+	if !ok {
+		c, err := dialUntilServed(ctx, vm)
+		return c, false, err
+	}
+	ready, cancelReady := context.WithTimeout(ctx, fallbackAfter)
+	err := w.WaitReady(ready)
+	cancelReady()
+	if err == nil {
+		c, err := vm.Dial(ctx, protocols.AgentPort)
+		return c, true, err
+	}
+	if ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+		return nil, false, err
+	}
+	return race(ctx, vm, w)
+}
+
+// race takes whichever is first: the agent's dial, or an agent that is served
+// without one. The loser has ended when it returns.
+func race(ctx context.Context, vm hypervisor.VM, w hypervisor.ReadyWaiter) (net.Conn, bool, error) {
+	ctx2, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		c   net.Conn
+		err error
+	}
+	ready := make(chan error, 1)
+	dialled := make(chan result, 1)
+	go func() { ready <- w.WaitReady(ctx2) }()
+	go func() { c, err := dialUntilServed(ctx2, vm); dialled <- result{c, err} }()
+	select {
+	case err := <-ready:
+		cancel()
+		r := <-dialled
+		if err != nil {
+			if r.c != nil {
+				r.c.Close()
+			}
+			return nil, false, err
+		}
+		if r.c == nil {
+			r.c, r.err = vm.Dial(ctx, protocols.AgentPort)
+		}
+		return r.c, true, r.err
+	case r := <-dialled:
+		// An agent of ours dials before its port can be reached, so this one is another's,
+		// unless both happened at once.
+		cancel()
+		return r.c, <-ready == nil, r.err
+	}
+}
+
+func dialUntilServed(ctx context.Context, vm hypervisor.VM) (net.Conn, error) {
+	for wait := fallbackFirst; ; wait = min(2*wait, fallbackMax) {
+		c, err := vm.Dial(ctx, protocols.AgentPort)
+		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) {
+			return c, err
+		}
+		select {
+		case <-time.After(wait):
+		case <-vm.Done():
+			return nil, vm.Err()
+		case <-ctx.Done():
+			return nil, fmt.Errorf("the guest agent does not serve: %w", ctx.Err())
+		}
+	}
+}
+
+// Wait runs until the machine ends or ctx is done; then every call that is
+// under way, or made later, fails. The caller owns the goroutine it runs in.
+func (c *Client) Wait(ctx context.Context) {
+	select {
+	case <-c.vm.Done():
+	case <-ctx.Done():
+	}
+	c.rpc.Close()
+}
+
+// Streams tells whether the agent pairs stdio connections with processes;
+// without, stdio is polled.
+func (c *Client) Streams() bool { return c.streams }
+
+// Err makes a call's error meaningful: a lost connection becomes the reason of
+// the machine's end when there is one.
+func (c *Client) Err(err error) error { return gone(c.vm, err) }
+
+func gone(vm hypervisor.VM, err error) error {
+	if err == nil {
+		return nil
+	}
+	lost := errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed)
+	select {
+	case <-vm.Done():
+		if cause := vm.Err(); cause != nil {
+			return fmt.Errorf("%w: %w", ErrGone, cause)
+		}
+		return ErrGone
+	default:
+		if lost {
+			return fmt.Errorf("%w: connection to the guest agent lost: %w", ErrGone, err)
+		}
+		return err
+	}
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/internal/spawn"
+)
+
+// Mount is one mount of a root filesystem, as containerd hands it over:
+// a type, a source and mount(8) options.
+type Mount struct {
+	Type, Source, Target string
+	Options              []string
+}
+
+// flagOptions are the mount(8) options that are flags of mount(2), with the
+// bit and whether the option clears it (mount(8), FILESYSTEM-INDEPENDENT MOUNT OPTIONS).
+var flagOptions = map[string]struct {
+	flag  uintptr
+	clear bool
+}{
+	"async": {unix.MS_SYNCHRONOUS, true}, "atime": {unix.MS_NOATIME, true}, "bind": {unix.MS_BIND, false},
+	"defaults": {0, false}, "dev": {unix.MS_NODEV, true}, "diratime": {unix.MS_NODIRATIME, true},
+	"dirsync": {unix.MS_DIRSYNC, false}, "exec": {unix.MS_NOEXEC, true}, "mand": {unix.MS_MANDLOCK, false},
+	"noatime": {unix.MS_NOATIME, false}, "nodev": {unix.MS_NODEV, false}, "nodiratime": {unix.MS_NODIRATIME, false},
+	"noexec": {unix.MS_NOEXEC, false}, "nomand": {unix.MS_MANDLOCK, true}, "norelatime": {unix.MS_RELATIME, true},
+	"nostrictatime": {unix.MS_STRICTATIME, true}, "nosuid": {unix.MS_NOSUID, false}, "rbind": {unix.MS_BIND | unix.MS_REC, false},
+	"relatime": {unix.MS_RELATIME, false}, "remount": {unix.MS_REMOUNT, false}, "ro": {unix.MS_RDONLY, false},
+	"rw": {unix.MS_RDONLY, true}, "strictatime": {unix.MS_STRICTATIME, false}, "suid": {unix.MS_NOSUID, true},
+	"sync": {unix.MS_SYNCHRONOUS, false},
+}
+
+// parseOptions splits mount(8) options into mount(2) flags and data.
+func parseOptions(options []string) (flags uintptr, data []string) {
+	for _, o := range options {
+		f, ok := flagOptions[o]
+		switch {
+		case !ok:
+			data = append(data, o)
+		case f.clear:
+			flags &^= f.flag
+		default:
+			flags |= f.flag
+		}
+	}
+	return flags, data
+}
+
+// mountAll mounts a root filesystem at target. All of it is undone when a part fails.
+func mountAll(mounts []Mount, target string) (err error) {
+	done := 0
+	defer func() {
+		for ; err != nil && done > 0; done-- {
+			unix.Unmount(target, unix.MNT_DETACH)
+		}
+	}()
+	for i, m := range mounts {
+		dst := target
+		if m.Target != "" {
+			if dst, err = inside(target, m.Target); err != nil {
+				return fmt.Errorf("rootfs mount %d: %w", i, err)
+			}
+		}
+		if err = mountOne(m, dst); err != nil {
+			return fmt.Errorf("rootfs mount %d: %s of %q: %w", i, m.Type, m.Source, err)
+		}
+		done++
+	}
+	return nil
+}
+
+// inside joins rel below root without following symbolic links out of it.
+func inside(root, rel string) (string, error) {
+	p := filepath.Join(root, filepath.Clean("/"+rel))
+	r, err := filepath.EvalSymlinks(p)
+	if err != nil {
+		return "", err
+	}
+	if r != root && !strings.HasPrefix(r, root+"/") {
+		return "", fmt.Errorf("target %q leaves the root filesystem", rel)
+	}
+	return r, nil
+}
+
+func mountOne(m Mount, target string) error {
+	flags, data := parseOptions(m.Options)
+	fstype := m.Type
+	if fstype == "bind" || fstype == "rbind" {
+		flags |= unix.MS_BIND
+		fstype = ""
+	}
+	if flags&unix.MS_BIND != 0 {
+		return bind(m.Source, target, flags)
+	}
+	s := strings.Join(data, ",")
+	// mount(2) takes one page of data; many layers exceed it.
+	if len(s) >= os.Getpagesize()-1 {
+		return mountLong(m.Source, target, fstype, flags, data)
+	}
+	return unix.Mount(m.Source, target, fstype, flags, s)
+}
+
+// bind makes a bind mount; flags other than recursion need a remount, which
+// has to repeat the flags that the source's mount has (mount(2), MS_REMOUNT|MS_BIND).
+func bind(source, target string, flags uintptr) error {
+	if err := unix.Mount(source, target, "", unix.MS_BIND|flags&unix.MS_REC, ""); err != nil {
+		return err
+	}
+	rest := flags &^ (unix.MS_BIND | unix.MS_REC)
+	if rest == 0 {
+		return nil
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(target, &st); err == nil {
+		rest |= uintptr(st.Flags) & (unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME | unix.MS_NODIRATIME | unix.MS_RELATIME)
+	}
+	if err := unix.Mount("", target, "", unix.MS_REMOUNT|unix.MS_BIND|rest, ""); err != nil {
+		return errors.Join(fmt.Errorf("remount: %w", err), unix.Unmount(target, unix.MNT_DETACH))
+	}
+	return nil
+}
+
+// mountLong mounts an overlay whose options exceed a page: the layers are named
+// relative to their common directory, which is the working directory of a
+// thread of its own while it mounts.
+func mountLong(source, target, fstype string, flags uintptr, data []string) error {
+	dir, short := shorten(data)
+	s := strings.Join(short, ",")
+	if dir == "" || len(s) >= os.Getpagesize()-1 {
+		return fmt.Errorf("mount options of %d bytes exceed one page", len(s))
+	}
+	t := spawn.NewThread()
+	defer t.Close()
+	return t.Do(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return err
+		}
+		if err := unix.Chdir(dir); err != nil {
+			return err
+		}
+		return unix.Mount(source, target, fstype, flags, s)
+	})
+}
+
+// shorten makes the directories of lowerdir= relative to their common parent.
+func shorten(data []string) (dir string, out []string) {
+	for _, o := range data {
+		lower, ok := strings.CutPrefix(o, "lowerdir=")
+		if !ok {
+			out = append(out, o)
+			continue
+		}
+		layers := strings.Split(lower, ":")
+		dir = filepath.Dir(layers[0])
+		for _, l := range layers {
+			for dir != "/" && !strings.HasPrefix(l, dir+"/") {
+				dir = filepath.Dir(dir)
+			}
+		}
+		for i, l := range layers {
+			layers[i] = strings.TrimPrefix(strings.TrimPrefix(l, dir), "/")
+		}
+		out = append(out, "lowerdir="+strings.Join(layers, ":"))
+	}
+	return dir, out
+}

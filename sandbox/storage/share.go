@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package storage brings files of the host into the guest: the directory that
+// virtio-fs shares with everything mounted below it, and the daemon that serves it.
+//
+// All mounts are made in the mount namespace of this process, which is the
+// shim's own, so that they cannot outlive it. The share's directory is a shared
+// mount: what is mounted below it later appears in the daemon's namespace too.
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/protocols"
+)
+
+// Share is a host directory that the guest sees at protocols.GuestSharedDir.
+type Share struct {
+	dir string
+
+	mu      sync.Mutex
+	entries map[string][]string // guarded by mu; container id → mount points or files, oldest first
+	closed  bool                // guarded by mu
+}
+
+// NewShare makes dir and turns it into a shared mount of its own.
+func NewShare(dir string) (*Share, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("share: %w", err)
+	}
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		os.Remove(dir)
+		return nil, fmt.Errorf("share: bind %s: %w", dir, err)
+	}
+	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
+		unix.Unmount(dir, unix.MNT_DETACH)
+		os.Remove(dir)
+		return nil, fmt.Errorf("share: make %s shared: %w", dir, err)
+	}
+	return &Share{dir: dir, entries: map[string][]string{}}, nil
+}
+
+// Dir is the host directory to share.
+func (s *Share) Dir() string { return s.dir }
+
+// Rootfs mounts a container's root filesystem and returns its path in the
+// guest. Without mounts, bundleRootfs is bound instead.
+func (s *Share) Rootfs(container string, mounts []Mount, bundleRootfs string) (string, error) {
+	rel := filepath.Join(container, "rootfs")
+	target := filepath.Join(s.dir, rel)
+	if err := os.MkdirAll(target, 0o755); err != nil {
+		return "", fmt.Errorf("rootfs: %w", err)
+	}
+	if len(mounts) == 0 {
+		mounts = []Mount{{Type: "bind", Source: bundleRootfs, Options: []string{"rbind"}}}
+	}
+	if err := mountAll(mounts, target); err != nil {
+		return "", errors.Join(err, os.Remove(target), os.Remove(filepath.Dir(target)))
+	}
+	for range mounts {
+		if err := s.note(container, target); err != nil {
+			return "", err
+		}
+	}
+	return filepath.Join(protocols.GuestSharedDir, rel), nil
+}
+
+// Bind makes a host file or directory appear in the share, read-only if asked,
+// and returns its path in the guest. index tells the mounts of one container apart.
+func (s *Share) Bind(container string, index int, source string, recursive, readonly bool) (string, error) {
+	st, err := os.Stat(source)
+	if err != nil {
+		return "", err
+	}
+	name := container + "-" + strconv.Itoa(index) + "-" + filepath.Base(source)
+	target := filepath.Join(s.dir, name)
+	switch {
+	case st.IsDir():
+		err = os.Mkdir(target, 0o755)
+	case st.Mode().IsRegular() || st.Mode()&os.ModeSocket != 0:
+		err = os.WriteFile(target, nil, 0o644)
+	default:
+		return "", fmt.Errorf("%s is a %s: only directories, regular files and sockets can be shared with the guest", source, st.Mode().Type())
+	}
+	if err != nil {
+		return "", err
+	}
+	flags := uintptr(unix.MS_BIND)
+	if recursive {
+		flags |= unix.MS_REC
+	}
+	if readonly {
+		flags |= unix.MS_RDONLY
+	}
+	if err := bind(source, target, flags); err != nil {
+		return "", errors.Join(fmt.Errorf("bind %s: %w", source, err), os.Remove(target))
+	}
+	return filepath.Join(protocols.GuestSharedDir, name), s.note(container, target)
+}
+
+// note remembers a mount point. When the share was closed meanwhile the mount
+// is undone: Close must not miss it.
+func (s *Share) note(container, target string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		unix.Unmount(target, unix.MNT_DETACH)
+		return fmt.Errorf("share %s is closed", s.dir)
+	}
+	s.entries[container] = append(s.entries[container], target)
+	return nil
+}
+
+// Remove takes everything of a container out of the share; it is idempotent.
+func (s *Share) Remove(container string) error {
+	s.mu.Lock()
+	targets := s.entries[container]
+	delete(s.entries, container)
+	s.mu.Unlock()
+	var errs []error
+	for i := len(targets) - 1; i >= 0; i-- {
+		if err := unix.Unmount(targets[i], unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", targets[i], err))
+		}
+	}
+	for _, t := range targets {
+		// Never recursive: what is still mounted there must not be emptied.
+		if err := os.Remove(t); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	if err := os.Remove(filepath.Join(s.dir, container)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// Close removes all containers and the directory itself.
+func (s *Share) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	var ids []string
+	for id := range s.entries {
+		ids = append(ids, id)
+	}
+	s.mu.Unlock()
+	var errs []error
+	for _, id := range ids {
+		errs = append(errs, s.Remove(id))
+	}
+	if err := unix.Unmount(s.dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+		errs = append(errs, fmt.Errorf("unmount %s: %w", s.dir, err))
+	}
+	if err := os.Remove(s.dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
