@@ -86,8 +86,11 @@ func Build(o Options) (*images.Manifest, error) {
 
 func findRelease(pkg string) (string, error) {
 	found, err := filepath.Glob(filepath.Join(pkg, "boot", "vmlinuz-*"))
-	if err != nil || len(found) != 1 {
-		return "", fmt.Errorf("kernel package %s holds %d kernels (boot/vmlinuz-*): want one: %w", pkg, len(found), err)
+	if err != nil {
+		return "", fmt.Errorf("kernel package %s: %w", pkg, err)
+	}
+	if len(found) != 1 {
+		return "", fmt.Errorf("kernel package %s holds %d kernels (boot/vmlinuz-*): want one", pkg, len(found))
 	}
 	return strings.TrimPrefix(filepath.Base(found[0]), "vmlinuz-"), nil
 }
