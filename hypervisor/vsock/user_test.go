@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vsock_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kata-v2/kata/hypervisor/vsock"
+	"github.com/kata-v2/kata/hypervisor/vsock/vsocktest"
+	"github.com/kata-v2/kata/hypervisor/vsock/vsocktest/guestsvc"
+)
+
+const timeout = 20 * time.Second
+
+type logWriter struct{ t *testing.T }
+
+func (w logWriter) Write(p []byte) (int, error) {
+	w.t.Logf("%s", p)
+	return len(p), nil
+}
+
+func logger(t *testing.T) *slog.Logger {
+	return slog.New(slog.NewTextHandler(logWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// newDevice makes a device and a driver that has negotiated but runs no rings.
+func newDevice(t *testing.T, conf vsock.UserConfig, dc vsocktest.DriverConfig) (*vsock.User, *vsocktest.Driver) {
+	t.Helper()
+	conf.Logger = logger(t)
+	u, err := vsock.NewUser(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = u.Close() })
+	d, err := vsocktest.NewDriver(u.QEMUFile(), dc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = d.Close()
+		<-u.Done()
+		d.Free()
+	})
+	return u, d
+}
+
+// boot starts a guest on d that serves the suite.
+func boot(t *testing.T, d *vsocktest.Driver, split int) *vsocktest.Guest {
+	t.Helper()
+	g, err := vsocktest.NewGuest(d, vsock.DefaultGuestCID, split)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(g.Close)
+	s, err := guestsvc.Start(guestsvc.Net{Listen: g.Listen, Dial: g.Dial})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return g
+}
+
+func TestUserConformance(t *testing.T) {
+	for _, tt := range []struct {
+		dc    vsocktest.DriverConfig
+		split int
+	}{
+		{vsocktest.DriverConfig{}, 1},
+		{vsocktest.DriverConfig{Features: vsocktest.FeatEventIdx}, 4},
+		{vsocktest.DriverConfig{Features: vsocktest.FeatIndirect, RingSize: 16}, 3},
+		{vsocktest.DriverConfig{Features: vsocktest.FeatIndirect | vsocktest.FeatEventIdx, RingSize: 256}, 2},
+	} {
+		t.Run(fmt.Sprintf("features=%#x,ring=%d,split=%d", tt.dc.Features, tt.dc.RingSize, tt.split), func(t *testing.T) {
+			t.Parallel()
+			u, d := newDevice(t, vsock.UserConfig{}, tt.dc)
+			boot(t, d, tt.split)
+			vsocktest.Run(t, vsocktest.Config{Device: u, Bulk: 8 << 20, Streams: 1000, Timeout: timeout})
+			if err := u.Err(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestDialBeforeDriver(t *testing.T) {
+	u, d := newDevice(t, vsock.UserConfig{}, vsocktest.DriverConfig{})
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Millisecond)
+	defer cancel()
+	if _, err := u.Dial(ctx, guestsvc.EchoPort); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("dial without a driver: %v", err)
+	}
+	type result struct {
+		c   net.Conn
+		err error
+	}
+	early := make(chan result, 1)
+	go func() {
+		c, err := u.Dial(context.Background(), guestsvc.EchoPort)
+		early <- result{c, err}
+	}()
+	select {
+	case r := <-early:
+		t.Fatalf("dial ended without a driver: %v", r.err)
+	case <-time.After(50 * time.Millisecond): // the test of a wait
+	}
+	// The listener must exist when the rings start, or the guest rightly refuses.
+	d.Close()
+	if r := <-early; !errors.Is(r.err, syscall.ECONNRESET) {
+		t.Fatalf("dial when the machine went away: %v", r.err)
+	}
+	if _, err := u.Listen(0); err == nil {
+		t.Error("listen on a device that has ended")
+	}
+}
+
+func TestPauseAndReboot(t *testing.T) {
+	u, d := newDevice(t, vsock.UserConfig{}, vsocktest.DriverConfig{Features: vsocktest.FeatEventIdx})
+	boot(t, d, 1)
+	c, err := u.Dial(context.Background(), guestsvc.EchoPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	echo := func() error {
+		_ = c.SetDeadline(time.Now().Add(timeout))
+		if _, err := c.Write([]byte("ping")); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(c, make([]byte, 4))
+		return err
+	}
+	for i := range 5 {
+		if err := echo(); err != nil {
+			t.Fatalf("round %d: %v", i, err)
+		}
+		for _, r := range d.Rings { // a paused machine
+			if err := r.Stop(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.Start(); err != nil { // also replaces the memory table
+			t.Fatal(err)
+		}
+	}
+	if err := d.SetMemTable(); err != nil { // under running rings, as for memory hot-plug
+		t.Fatal(err)
+	}
+	if err := echo(); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range d.Rings { // a rebooted one
+		if err := r.Stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range d.Rings {
+		r.Reset()
+		if err := r.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("stream of a guest that has rebooted: %v", err)
+	}
+}
+
+func TestHybrid(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "v.sock")
+	u, d := newDevice(t, vsock.UserConfig{HybridPath: path}, vsocktest.DriverConfig{})
+	boot(t, d, 2)
+	for _, hello := range []string{"CONNECT %d\n", "connect %d\nearly"} {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(timeout))
+		fmt.Fprintf(c, hello, guestsvc.EchoPort)
+		var port uint32
+		if _, err := fmt.Fscanf(c, "OK %d\n", &port); err != nil || port == 0 {
+			t.Fatalf("answer: port %d, %v", port, err)
+		}
+		fmt.Fprint(c, " and late")
+		if err := c.(*net.UnixConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(c)
+		want := hello[len("CONNECT %d\n"):] + " and late"
+		if err != nil || string(b) != want {
+			t.Errorf("%q came back, want %q: %v", b, want, err)
+		}
+	}
+	for _, hello := range []string{fmt.Sprintf("CONNECT %d\n", guestsvc.ClosedPort), "CONNECT x\n", "HELO 5\n", string(make([]byte, 100))} {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(timeout))
+		fmt.Fprint(c, hello)
+		if b, err := io.ReadAll(c); len(b) != 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%q: answer %q, %v", hello, b, err)
+		}
+		c.Close()
+	}
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", st, err)
+	}
+	u.Close()
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket is still there: %v", err)
+	}
+}
