@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 
 	"github.com/kata-v2/kata/hypervisor"
@@ -140,8 +141,8 @@ func (c *Client) Wait(ctx context.Context) {
 // without, stdio is polled.
 func (c *Client) Streams() bool { return c.streams }
 
-// Err makes a call's error meaningful: a lost connection becomes the reason of
-// the machine's end when there is one.
+// Err makes a call's error meaningful: a status of the agent becomes its errdefs
+// kind, a lost connection the reason of the machine's end when there is one.
 func (c *Client) Err(err error) error { return gone(c.vm, err) }
 
 func gone(vm hypervisor.VM, err error) error {
@@ -159,6 +160,6 @@ func gone(vm hypervisor.VM, err error) error {
 		if lost {
 			return fmt.Errorf("%w: connection to the guest agent lost: %w", ErrGone, err)
 		}
-		return err
+		return errgrpc.ToNative(err)
 	}
 }

@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/kata-v2/kata/protocols/agentpb"
+	"github.com/kata-v2/kata/sandbox/agentclient"
+	"github.com/kata-v2/kata/sandbox/storage"
+)
+
+// ContainerConfig describes a container to create.
+type ContainerConfig struct {
+	// ID of the container.
+	ID string
+	// Bundle is the OCI bundle's directory.
+	Bundle string
+	// Spec is the bundle's specification.
+	Spec *specs.Spec
+	// Rootfs are the mounts of the root filesystem; empty binds Spec.Root.Path.
+	Rootfs []storage.Mount
+	// Stdio says which streams the first process has.
+	Stdio agentclient.StdioWants
+}
+
+// Container is one container of the pod.
+type Container struct {
+	s       *Sandbox
+	id      string
+	bundle  string
+	spec    *specs.Spec
+	init    *Process
+	inGuest bool // written by create only, before the container is published
+
+	published bool // guarded by s.mu; false while being created
+
+	mu    sync.Mutex
+	execs map[string]*Process // guarded by mu
+}
+
+// CreateContainer makes a container, and the machine before it for the first
+// one. On error nothing of the container is left.
+func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *Container, err error) {
+	t := newTimings()
+	if err := validateSpec(cc.Spec, s.podNetNS()); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.o.Config.Runtime.CreateContainerTimeout)
+	defer cancel()
+	c := &Container{s: s, id: cc.ID, bundle: cc.Bundle, spec: cc.Spec, execs: map[string]*Process{}}
+	c.init = newProcess(c, cc.ID, cc.Spec.Process, cc.Stdio)
+	if err := s.reserve(c); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.forget(c)
+		}
+	}()
+	share, err := s.share()
+	if err != nil {
+		return nil, err
+	}
+	// The machine boots while the host's side of the container is mounted.
+	booted := make(chan error, 1)
+	go func() { booted <- s.start(ctx, share, cc.Spec, t) }()
+	spec, err := c.prepare(share, cc)
+	if err := errors.Join(err, <-booted); err != nil {
+		return nil, errors.Join(err, share.Remove(c.id))
+	}
+	t.mark("t_prepare")
+	if err := c.create(ctx, spec); err != nil {
+		return nil, errors.Join(fmt.Errorf("create container: %w", err), share.Remove(c.id))
+	}
+	t.mark("t_container")
+	s.mu.Lock()
+	c.published = true
+	s.mu.Unlock()
+	s.o.Log.Info("container created", append(t.pairs, "container", c.id)...)
+	return c, nil
+}
+
+// podNetNS is the network namespace of the running machine.
+func (s *Sandbox) podNetNS() string {
+	if pid := s.PID(); pid > 0 {
+		return fmt.Sprintf("/proc/%d/ns/net", pid)
+	}
+	return ""
+}
+
+func (s *Sandbox) reserve(c *Container) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state == Stopped {
+		if s.reason != nil {
+			return fmt.Errorf("%w: %w", ErrStopped, s.reason)
+		}
+		return ErrStopped
+	}
+	if _, ok := s.containers[c.id]; ok {
+		return fmt.Errorf("container %s: %w", c.id, errdefs.ErrAlreadyExists)
+	}
+	s.containers[c.id] = c
+	return nil
+}
+
+func (s *Sandbox) forget(c *Container) {
+	s.mu.Lock()
+	delete(s.containers, c.id)
+	s.mu.Unlock()
+}
+
+// prepare mounts what the container needs of the host and returns its
+// specification in the guest.
+func (c *Container) prepare(share *storage.Share, cc ContainerConfig) (*specs.Spec, error) {
+	bundleRoot := filepath.Join(cc.Bundle, "rootfs")
+	if cc.Spec.Root != nil && cc.Spec.Root.Path != "" {
+		bundleRoot = cc.Spec.Root.Path
+		if !filepath.IsAbs(bundleRoot) {
+			bundleRoot = filepath.Join(cc.Bundle, bundleRoot)
+		}
+	}
+	root, err := share.Rootfs(c.id, cc.Rootfs, bundleRoot)
+	if err != nil {
+		return nil, err
+	}
+	sources := map[int]string{}
+	for i, m := range cc.Spec.Mounts {
+		if planMount(m) != mountShared {
+			continue
+		}
+		if sources[i], err = share.Bind(c.id, i, m.Source, isRecursive(m), readOnly(m.Options)); err != nil {
+			return nil, fmt.Errorf("mounts[%d] (%s): %w: %w", i, m.Destination, err, errdefs.ErrInvalidArgument)
+		}
+	}
+	return guestSpec(cc.Spec, root, sources, !c.s.o.Config.Runtime.DisableGuestSeccomp), nil
+}
+
+// create makes the container in the guest, blocked until Start.
+func (c *Container) create(ctx context.Context, spec *specs.Spec) error {
+	m, err := c.s.running()
+	if err != nil {
+		return err
+	}
+	stdio, err := m.agent.OpenStdio(ctx, c.id, c.id, c.init.wants)
+	if err != nil {
+		return err
+	}
+	in, out, errp := stdio.Ports()
+	_, err = m.agent.CreateContainer(ctx, &agentpb.CreateContainerRequest{
+		ContainerId: c.id, ExecId: c.id, OCI: wireSpec(spec), SandboxPidns: sharesPIDNamespace(c.spec),
+		StdinPort: in, StdoutPort: out, StderrPort: errp,
+	})
+	if err != nil {
+		stdio.Close()
+		return m.agent.Err(err)
+	}
+	c.inGuest = true
+	c.init.mu.Lock()
+	c.init.stdio = stdio
+	c.init.mu.Unlock()
+	m.workers.Go(func() { c.init.wait(m) })
+	return nil
+}
+
+// machineEnded ends every process that still runs.
+func (c *Container) machineEnded() {
+	c.init.ended(killedStatus)
+	c.mu.Lock()
+	execs := make([]*Process, 0, len(c.execs))
+	for _, p := range c.execs {
+		execs = append(execs, p)
+	}
+	c.mu.Unlock()
+	for _, p := range execs {
+		p.ended(killedStatus)
+	}
+}
+
+// ID of the container.
+func (c *Container) ID() string { return c.id }
+
+// Bundle is the OCI bundle's directory.
+func (c *Container) Bundle() string { return c.bundle }
+
+// Init is the container's first process.
+func (c *Container) Init() *Process { return c.init }
+
+// Process finds a process: the first one by an empty id, an added one by its exec id.
+func (c *Container) Process(exec string) (*Process, error) {
+	if exec == "" {
+		return c.init, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p, ok := c.execs[exec]; ok {
+		return p, nil
+	}
+	return nil, fmt.Errorf("exec %s in container %s: %w", exec, c.id, errdefs.ErrNotFound)
+}
+
+// Start lets the container's first process run.
+func (c *Container) Start(ctx context.Context) error {
+	m, err := c.s.running()
+	if err != nil {
+		return err
+	}
+	if err := c.init.to(Running); err != nil {
+		return err
+	}
+	if _, err := m.agent.StartContainer(ctx, &agentpb.StartContainerRequest{ContainerId: c.id}); err != nil {
+		return fmt.Errorf("start container: %w", m.agent.Err(err))
+	}
+	return nil
+}
+
+// Exec adds a process, which StartExec runs.
+func (c *Container) Exec(id string, spec *specs.Process, wants agentclient.StdioWants) (*Process, error) {
+	if s := c.init.State(); s != Running && s != Paused {
+		return nil, fmt.Errorf("container %s is %s, exec needs it running: %w", c.id, s, errdefs.ErrFailedPrecondition)
+	}
+	p := newProcess(c, id, spec, wants)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.execs[id]; ok || id == c.id {
+		return nil, fmt.Errorf("exec %s: %w", id, errdefs.ErrAlreadyExists)
+	}
+	c.execs[id] = p
+	return p, nil
+}
+
+// StartExec runs a process that Exec added.
+func (c *Container) StartExec(ctx context.Context, p *Process) error { return p.startExec(ctx) }
+
+// DeleteExec forgets an added process that does not run.
+func (c *Container) DeleteExec(p *Process) error {
+	if err := p.to(Deleted); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.execs, p.id)
+	return nil
+}
+
+// Pause freezes the container's processes.
+func (c *Container) Pause(ctx context.Context) error {
+	return c.freeze(ctx, Paused, func(m *machine) error {
+		_, err := m.agent.PauseContainer(ctx, &agentpb.PauseContainerRequest{ContainerId: c.id})
+		return err
+	})
+}
+
+// Resume undoes Pause.
+func (c *Container) Resume(ctx context.Context) error {
+	if s := c.init.State(); s != Paused {
+		return fmt.Errorf("container %s is %s, not paused: %w", c.id, s, errdefs.ErrFailedPrecondition)
+	}
+	return c.freeze(ctx, Running, func(m *machine) error {
+		_, err := m.agent.ResumeContainer(ctx, &agentpb.ResumeContainerRequest{ContainerId: c.id})
+		return err
+	})
+}
+
+func (c *Container) freeze(_ context.Context, to State, call func(*machine) error) error {
+	m, err := c.s.running()
+	if err != nil {
+		return err
+	}
+	from := c.init.State()
+	if err := c.init.to(to); err != nil {
+		return err
+	}
+	if err := call(m); err != nil {
+		c.init.mu.Lock()
+		if c.init.state == to {
+			c.init.state = from
+		}
+		c.init.mu.Unlock()
+		return m.agent.Err(err)
+	}
+	return nil
+}
+
+// Pids are the container's processes as numbered by the guest, with the exec id
+// of those that Exec started.
+func (c *Container) Pids(ctx context.Context) ([]GuestProcess, error) {
+	m, err := c.s.running()
+	if err != nil {
+		return nil, err
+	}
+	resp, err := m.agent.GetDiagnosticData(ctx, &agentpb.GetDiagnosticDataRequest{LogType: diagnosticPids, ContainerId: c.id})
+	if err != nil {
+		return nil, m.agent.Err(err)
+	}
+	var out []GuestProcess
+	if err := json.Unmarshal([]byte(resp.Data), &out); err != nil {
+		return nil, fmt.Errorf("pids of container %s: %w", c.id, err)
+	}
+	return out, nil
+}
+
+// diagnosticPids is the log_type by which our agent lists processes.
+const diagnosticPids = "pids"
+
+// GuestProcess is one process of a container.
+type GuestProcess struct {
+	PID    uint32 `json:"pid"`
+	ExecID string `json:"exec_id"`
+}
+
+// Stats are a container's cgroup and network counters, in the protocol's form.
+type Stats = agentpb.StatsContainerResponse
+
+// Stats reads the container's counters.
+func (c *Container) Stats(ctx context.Context) (*Stats, error) {
+	m, err := c.s.running()
+	if err != nil {
+		return nil, err
+	}
+	resp, err := m.agent.StatsContainer(ctx, &agentpb.StatsContainerRequest{ContainerId: c.id})
+	return resp, m.agent.Err(err)
+}
+
+// Update changes the container's limits.
+func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
+	m, err := c.s.running()
+	if err != nil {
+		return err
+	}
+	g := guestLinux(&specs.Linux{Resources: r}, false)
+	_, err = m.agent.UpdateContainer(ctx, &agentpb.UpdateContainerRequest{ContainerId: c.id, Resources: wireResources(g.Resources)})
+	return m.agent.Err(err)
+}
+
+// Delete removes a container whose first process does not run; one that never
+// started is killed first. It is complete when it returns, also with a dead machine.
+func (c *Container) Delete(ctx context.Context) error {
+	switch st := c.init.State(); st {
+	case Running, Paused:
+		return fmt.Errorf("container %s is %s, delete needs it stopped: %w", c.id, st, errdefs.ErrFailedPrecondition)
+	}
+	m, err := c.s.running()
+	if err == nil {
+		if _, rerr := m.agent.RemoveContainer(ctx, &agentpb.RemoveContainerRequest{ContainerId: c.id}); rerr != nil {
+			if rerr = m.agent.Err(rerr); !errors.Is(rerr, agentclient.ErrGone) && !errdefs.IsNotFound(rerr) {
+				return fmt.Errorf("remove container: %w", rerr)
+			}
+		}
+	}
+	c.init.ended(killedStatus)
+	share, err := c.s.share()
+	if err == nil {
+		err = share.Remove(c.id)
+	}
+	c.s.forget(c)
+	return err
+}

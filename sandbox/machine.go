@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/kata-v2/kata/hypervisor"
+	"github.com/kata-v2/kata/protocols"
+	"github.com/kata-v2/kata/protocols/agentpb"
+	"github.com/kata-v2/kata/sandbox/agentclient"
+	"github.com/kata-v2/kata/sandbox/ledger"
+	"github.com/kata-v2/kata/sandbox/storage"
+)
+
+// timings collects the phases of a start, for one log line.
+type timings struct {
+	begin time.Time
+	last  time.Time
+	pairs []any
+}
+
+func newTimings() *timings { now := time.Now(); return &timings{begin: now, last: now} }
+
+// mark ends a phase.
+func (t *timings) mark(phase string) {
+	now := time.Now()
+	t.add(phase, now.Sub(t.last))
+	t.last = now
+}
+
+func (t *timings) add(phase string, d time.Duration) {
+	t.pairs = append(t.pairs, phase, d.Round(time.Microsecond).String())
+}
+
+// startMachine plans and acquires: daemon and VMM start at the same time, since
+// the VMM waits for the daemon by itself, and the guest boots meanwhile. On
+// error what was acquired is in the returned machine, for release.
+func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, spec *specs.Spec, t *timings) (*machine, error) {
+	m := &machine{log: s.o.Log, forget: s.o.Ledger.Forget}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	vc := planVM(s.o.Config, s.o.ID, s.o.Key, networkPath(spec), s.o.HostCPUs)
+	vc.Dir = s.o.Ledger.Dir()
+	vc.Started = func(name string, pid int) error { return s.recordProcess(m, name, pid) }
+	daemon, err := s.startDaemon(ctx, m, share.Dir(), &vc)
+	if err != nil {
+		return m, err
+	}
+	vm, err := s.o.Hypervisor.Start(ctx, vc)
+	if err == nil {
+		m.vm = vm
+	}
+	// A VMM that lost its daemon fails too; the daemon's own words say more.
+	if derr := <-daemon; derr != nil || err != nil {
+		return m, errors.Join(derr, err)
+	}
+	t.mark("t_vmm")
+	dctx, cancel := context.WithTimeout(ctx, s.o.Config.Agent.DialTimeout)
+	defer cancel()
+	if m.agent, err = agentclient.Connect(dctx, vm); err != nil {
+		return m, &hypervisor.StartError{Phase: "boot", Err: err, Console: vm.Info().ConsoleTail()}
+	}
+	t.mark("t_boot")
+	m.workers.Go(func() { m.agent.Wait(m.ctx) })
+	if err := s.createInGuest(ctx, m, spec); err != nil {
+		return m, err
+	}
+	t.mark("t_sandbox")
+	return m, nil
+}
+
+// startDaemon starts virtiofsd in the background: its socket exists already,
+// which is all that the VMM needs. The channel yields once.
+func (s *Sandbox) startDaemon(ctx context.Context, m *machine, dir string, vc *hypervisor.Config) (<-chan error, error) {
+	path, err := s.o.Config.Virtiofsd()
+	if err != nil {
+		return nil, err
+	}
+	listener, client, err := storage.Listen(filepath.Join(s.o.Ledger.Dir(), "fs.sock"))
+	if err != nil {
+		return nil, err
+	}
+	vc.Shares = []hypervisor.Share{{Tag: protocols.SharedTag, Conn: client}}
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		m.daemon, err = storage.StartDaemon(ctx, storage.DaemonOptions{
+			Path: path, Cache: s.o.Config.QEMU.VirtioFSCache, ExtraArgs: s.o.Config.QEMU.VirtioFSExtraArgs,
+			Dir: dir, Started: vc.Started,
+		}, listener)
+		done <- err
+	}()
+	return done, nil
+}
+
+// recordProcess writes a child into the ledger; it dies with this process in
+// any case, and delete makes sure of it.
+func (s *Sandbox) recordProcess(m *machine, name string, pid int) error {
+	e, err := ledger.Process(name, pid)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	token, err := s.o.Ledger.Record(e)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.tokens = append(m.tokens, token)
+	m.mu.Unlock()
+	return nil
+}
+
+// createInGuest makes the pod known to the agent.
+func (s *Sandbox) createInGuest(ctx context.Context, m *machine, spec *specs.Spec) error {
+	req := &agentpb.CreateSandboxRequest{
+		Hostname:     spec.Hostname,
+		SandboxId:    s.o.ID,
+		SandboxPidns: sharesPIDNamespace(spec),
+		Storages: []*agentpb.Storage{{
+			Driver: "virtio-fs", Source: protocols.SharedTag, Fstype: "virtiofs", MountPoint: protocols.GuestSharedDir + "/",
+		}},
+	}
+	if size, ok := usesPodShm(spec); ok {
+		shm := &agentpb.Storage{Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", MountPoint: protocols.GuestShmDir,
+			Options: []string{"noexec", "nosuid", "nodev", "mode=1777"}}
+		if size > 0 {
+			shm.Options = append(shm.Options, fmt.Sprintf("size=%d", size))
+		}
+		req.Storages = append(req.Storages, shm)
+	}
+	for _, line := range s.o.Config.Agent.KernelModules {
+		req.KernelModules = append(req.KernelModules, kernelModule(line))
+	}
+	if _, err := m.agent.CreateSandbox(ctx, req); err != nil {
+		return fmt.Errorf("create sandbox in the guest: %w", m.agent.Err(err))
+	}
+	m.workers.Go(func() { m.setClock() })
+	return nil
+}
+
+// setClock gives the guest the host's time, beside other work; its own clock
+// starts at whole seconds.
+func (m *machine) setClock() {
+	now := time.Now()
+	ctx, cancel := context.WithTimeout(m.ctx, 10*time.Second)
+	defer cancel()
+	_, err := m.agent.SetGuestDateTime(ctx, &agentpb.SetGuestDateTimeRequest{Sec: now.Unix(), Usec: int64(now.Nanosecond() / 1000)})
+	if err != nil && m.ctx.Err() == nil {
+		m.log.Warn("set the guest's clock", "error", m.agent.Err(err))
+	}
+}
+
+// kernelModule parses "name parameter…".
+func kernelModule(line string) *agentpb.KernelModule {
+	f := strings.Fields(line)
+	if len(f) == 0 {
+		return &agentpb.KernelModule{}
+	}
+	return &agentpb.KernelModule{Name: f[0], Parameters: f[1:]}
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/kata-v2/kata/protocols/agentpb"
+	"github.com/kata-v2/kata/sandbox/agentclient"
+)
+
+// killedStatus is the exit status of a process whose machine ended: 128 + SIGKILL.
+const killedStatus = 137
+
+// Exit is how a process ended.
+type Exit struct {
+	// Status is the exit code, or 128 plus the signal's number.
+	Status uint32
+	// At is when the host learnt of it.
+	At time.Time
+}
+
+// Process is a container's first process, or one that was added by Exec.
+type Process struct {
+	c *Container
+	// id is the exec id; the container's id for its first process.
+	id    string
+	spec  *specs.Process
+	wants agentclient.StdioWants
+
+	done chan struct{} // closed when the process has ended
+
+	mu    sync.Mutex
+	state State              // guarded by mu
+	exit  Exit               // guarded by mu; valid once done is closed
+	stdio *agentclient.Stdio // guarded by mu; nil until the guest has the process
+}
+
+func newProcess(c *Container, id string, spec *specs.Process, wants agentclient.StdioWants) *Process {
+	if spec.Terminal {
+		wants.Stderr = false // a terminal has one output
+	}
+	return &Process{c: c, id: id, spec: spec, wants: wants, done: make(chan struct{})}
+}
+
+// Terminal tells whether the process has one.
+func (p *Process) Terminal() bool { return p.spec.Terminal }
+
+// Stdio are the process's streams; nil before the guest has the process.
+func (p *Process) Stdio() *agentclient.Stdio {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stdio
+}
+
+// State of the process.
+func (p *Process) State() State {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state
+}
+
+// Done is closed when the process has ended; Exit is valid then.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Exit is how the process ended, the zero value before.
+func (p *Process) Exit() Exit {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.exit
+}
+
+// to makes a transition of the table in state.go.
+func (p *Process) to(s State) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := checkTransition("process "+p.id, p.state, s); err != nil {
+		return err
+	}
+	p.state = s
+	return nil
+}
+
+// ended records the first end that is reported.
+func (p *Process) ended(status uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state == Stopped || p.state == Deleted {
+		return
+	}
+	p.state = Stopped
+	p.exit = Exit{Status: status, At: time.Now()}
+	close(p.done)
+}
+
+// wait holds the one outstanding WaitProcess of the process. It ends with the
+// process or the machine.
+func (p *Process) wait(m *machine) {
+	resp, err := m.agent.WaitProcess(m.ctx, &agentpb.WaitProcessRequest{ContainerId: p.c.id, ExecId: p.id})
+	if err != nil {
+		if m.ctx.Err() == nil {
+			p.c.s.o.Log.Error("wait for process", "container", p.c.id, "exec", p.id, "error", m.agent.Err(err))
+		}
+		p.ended(killedStatus)
+		return
+	}
+	p.ended(uint32(resp.Status))
+}
+
+// Signal sends a signal. all reaches every process of the container and is
+// valid for its first process only.
+func (p *Process) Signal(ctx context.Context, signal uint32, all bool) error {
+	switch p.State() {
+	case Stopped, Deleted:
+		return fmt.Errorf("process %s has finished: %w", p.id, errdefs.ErrNotFound)
+	case Created:
+		if p.id != p.c.id {
+			return fmt.Errorf("process %s has not started: %w", p.id, errdefs.ErrFailedPrecondition)
+		}
+	}
+	m, err := p.c.s.running()
+	if err != nil {
+		return err
+	}
+	req := &agentpb.SignalProcessRequest{ContainerId: p.c.id, ExecId: p.id, Signal: signal}
+	if all {
+		req.ExecId = "" // agent-protocol facts, part A: the whole container
+	}
+	_, err = m.agent.SignalProcess(ctx, req)
+	return m.agent.Err(err)
+}
+
+// Resize sets the size of the process's terminal, in characters.
+func (p *Process) Resize(ctx context.Context, width, height uint32) error {
+	if !p.spec.Terminal {
+		return fmt.Errorf("process %s has no terminal: %w", p.id, errdefs.ErrFailedPrecondition)
+	}
+	if p.Stdio() == nil { // an exec that has not started: its terminal begins with this size
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.spec.ConsoleSize = &specs.Box{Width: uint(width), Height: uint(height)}
+		return nil
+	}
+	m, err := p.c.s.running()
+	if err != nil {
+		return err
+	}
+	_, err = m.agent.TtyWinResize(ctx, &agentpb.TtyWinResizeRequest{ContainerId: p.c.id, ExecId: p.id, Row: height, Column: width})
+	return m.agent.Err(err)
+}
+
+// startExec runs an added process.
+func (p *Process) startExec(ctx context.Context) error {
+	m, err := p.c.s.running()
+	if err != nil {
+		return err
+	}
+	if err := p.to(Running); err != nil {
+		return err
+	}
+	if err := p.launch(ctx, m); err != nil {
+		p.ended(255) // containerd reports an exec that never ran with this status
+		return err
+	}
+	m.workers.Go(func() { p.wait(m) })
+	return nil
+}
+
+func (p *Process) launch(ctx context.Context, m *machine) error {
+	stdio, err := m.agent.OpenStdio(ctx, p.c.id, p.id, p.wants)
+	if err != nil {
+		return err
+	}
+	in, out, errp := stdio.Ports()
+	_, err = m.agent.ExecProcess(ctx, &agentpb.ExecProcessRequest{
+		ContainerId: p.c.id, ExecId: p.id, Process: wireProcess(guestProcess(p.spec)), StdinPort: in, StdoutPort: out, StderrPort: errp,
+	})
+	if err != nil {
+		stdio.Close()
+		return m.agent.Err(err)
+	}
+	p.mu.Lock()
+	p.stdio = stdio
+	p.mu.Unlock()
+	return nil
+}

@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/kata-v2/kata/hypervisor"
+	"github.com/kata-v2/kata/internal/config"
+	"github.com/kata-v2/kata/protocols/agentpb"
+	"github.com/kata-v2/kata/sandbox/agentclient"
+	"github.com/kata-v2/kata/sandbox/ledger"
+	"github.com/kata-v2/kata/sandbox/storage"
+)
+
+// Bounds of the orderly end; past them the machine is killed.
+const (
+	destroyTimeout = 2 * time.Second // the guest syncs
+	stopTimeout    = 3 * time.Second // the VMM flushes and quits
+)
+
+// ErrStopped is what a sandbox answers that has ended, and an ended one does not start again.
+var ErrStopped = fmt.Errorf("the sandbox is stopped: %w", errdefs.ErrFailedPrecondition)
+
+// Options are what a sandbox is made of. All fields are needed.
+type Options struct {
+	// ID is the pod's id.
+	ID string
+	// Key names the pod on this host; see ledger.Key.
+	Key string
+	// Config is the effective configuration.
+	Config *config.Config
+	// Hypervisor starts the machine.
+	Hypervisor hypervisor.Hypervisor
+	// Ledger holds what must be reaped when this process is killed; its directory is the pod's.
+	Ledger *ledger.Ledger
+	// HostCPUs is the number of CPUs of the host.
+	HostCPUs int
+	// Log gets one line per event.
+	Log *slog.Logger
+}
+
+// Sandbox is one pod.
+type Sandbox struct {
+	o     Options
+	ended chan struct{} // closed when the machine, if ever started, is gone and all was released
+	wg    sync.WaitGroup
+
+	boot  sync.Once // the first container starts the machine
+	up    chan struct{}
+	share func() (*storage.Share, error) // made once, before the machine
+
+	mu         sync.Mutex
+	state      State                 // guarded by mu
+	containers map[string]*Container // guarded by mu
+	reason     error                 // guarded by mu; why the machine ended or did not start
+	endOnce    sync.Once
+
+	// Written once by start before up is closed, read after it.
+	bootErr error
+	m       *machine
+}
+
+// New returns a sandbox without a machine; the first CreateContainer starts it.
+func New(o Options) *Sandbox {
+	return &Sandbox{
+		o: o, ended: make(chan struct{}), up: make(chan struct{}), containers: map[string]*Container{},
+		share: sync.OnceValues(func() (*storage.Share, error) {
+			return storage.NewShare(filepath.Join(o.Ledger.Dir(), "shared"))
+		}),
+	}
+}
+
+// ID is the pod's id.
+func (s *Sandbox) ID() string { return s.o.ID }
+
+// State is the pod's state.
+func (s *Sandbox) State() State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state
+}
+
+// Ended is closed when the machine is gone and everything it held on the host is released.
+func (s *Sandbox) Ended() <-chan struct{} { return s.ended }
+
+// PID is the live host process that stands for the pod's tasks: the VMM, in the
+// pod's network namespace. 0 before the machine runs.
+func (s *Sandbox) PID() int {
+	select {
+	case <-s.up:
+	default:
+		return 0
+	}
+	if s.bootErr != nil {
+		return 0
+	}
+	return s.m.vm.Info().PID
+}
+
+// running returns the machine, or why there is none.
+func (s *Sandbox) running() (*machine, error) {
+	s.mu.Lock()
+	state, reason := s.state, s.reason
+	s.mu.Unlock()
+	switch {
+	case state == Running:
+		return s.m, nil
+	case reason != nil:
+		return nil, fmt.Errorf("%w: %w", ErrStopped, reason)
+	case state == Stopped:
+		return nil, ErrStopped
+	}
+	return nil, fmt.Errorf("the sandbox has not started: %w", errdefs.ErrFailedPrecondition)
+}
+
+// start boots the machine once; every caller waits for the same result.
+func (s *Sandbox) start(ctx context.Context, share *storage.Share, spec *specs.Spec, t *timings) error {
+	s.boot.Do(func() {
+		m, err := s.startMachine(ctx, share, spec, t)
+		s.mu.Lock()
+		if err == nil && s.state == Stopped {
+			err = ErrStopped
+		}
+		if err == nil {
+			s.m, s.state = m, Running
+		} else {
+			s.bootErr, s.reason, s.state = err, err, Stopped
+		}
+		s.mu.Unlock()
+		close(s.up)
+		if err == nil {
+			s.wg.Go(s.watch)
+			return
+		}
+		m.release(share)
+		s.endOnce.Do(func() { close(s.ended) })
+	})
+	select {
+	case <-s.up:
+		return s.bootErr
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// watch ends everything when the machine, or what it cannot live without, ends.
+func (s *Sandbox) watch() {
+	var daemonDone <-chan struct{}
+	if d := s.m.daemon; d != nil {
+		daemonDone = d.Done()
+	}
+	select {
+	case <-s.m.vm.Done():
+	case <-daemonDone:
+	}
+	s.finish(s.m.cause())
+}
+
+// finish is the one way a started machine ends: processes are told first, then
+// the host's side is released.
+func (s *Sandbox) finish(reason error) {
+	s.mu.Lock()
+	s.state = Stopped
+	if s.reason == nil {
+		s.reason = reason
+	}
+	all := make([]*Container, 0, len(s.containers))
+	for _, c := range s.containers {
+		all = append(all, c)
+	}
+	s.mu.Unlock()
+	if reason != nil {
+		s.o.Log.Error("machine ended", "sandbox", s.o.ID, "reason", reason)
+	}
+	for _, c := range all {
+		c.machineEnded()
+	}
+	share, _ := s.share() // exists, since the machine ran
+	s.m.release(share)
+	s.endOnce.Do(func() { close(s.ended) })
+}
+
+// Stop ends the pod: the guest syncs, the machine ends, both within bounds and
+// never longer than ctx. It is idempotent; a sandbox that never started just
+// becomes stopped.
+func (s *Sandbox) Stop(ctx context.Context) error {
+	s.mu.Lock()
+	state := s.state
+	if state == Created {
+		s.state = Stopped
+	}
+	s.mu.Unlock()
+	if state == Created {
+		started := true
+		s.boot.Do(func() { // nobody has begun to start it, and nobody can any more
+			s.bootErr, started = ErrStopped, false
+			close(s.up)
+		})
+		if !started {
+			s.endOnce.Do(func() { close(s.ended) })
+		}
+	}
+	if state == Running {
+		s.m.stop(ctx, s.o.Log)
+	}
+	select {
+	case <-s.ended:
+		s.wg.Wait()
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("stop sandbox: %w", ctx.Err())
+	}
+}
+
+// Container finds a container.
+func (s *Sandbox) Container(id string) (*Container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c, ok := s.containers[id]; ok && c.published {
+		return c, nil
+	}
+	return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
+}
+
+// Empty tells whether no container is left.
+func (s *Sandbox) Empty() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.containers) == 0
+}
+
+// machine is what a running pod holds on the host and in the guest.
+type machine struct {
+	vm     hypervisor.VM
+	agent  *agentclient.Client
+	daemon *storage.Daemon
+	log    *slog.Logger
+	forget func(ledger.Token) error
+
+	ctx     context.Context // ends with the machine
+	cancel  context.CancelFunc
+	workers sync.WaitGroup
+
+	mu     sync.Mutex
+	tokens []ledger.Token // guarded by mu; processes in the ledger
+}
+
+// cause says why the machine ends, nil when it was asked to.
+func (m *machine) cause() error {
+	if m.daemon != nil {
+		if err := m.daemon.Err(); err != nil {
+			return err
+		}
+	}
+	return m.vm.Err()
+}
+
+// stop lets the guest sync, then ends the VMM. The watcher does the rest.
+func (m *machine) stop(ctx context.Context, log *slog.Logger) {
+	if m.daemon != nil {
+		m.daemon.Expect() // it ends when the VMM does
+	}
+	dctx, cancel := context.WithTimeout(ctx, destroyTimeout)
+	if _, err := m.agent.DestroySandbox(dctx, &agentpb.DestroySandboxRequest{}); err != nil {
+		log.Warn("the guest did not end in order", "error", m.agent.Err(err))
+	}
+	cancel()
+	sctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	m.vm.Stop(sctx) //nolint:errcheck // ends in any case
+}
+
+// release frees the host's side; it needs no guest. It is called once.
+func (m *machine) release(share *storage.Share) {
+	m.cancel()
+	if m.daemon != nil {
+		m.daemon.Expect()
+	}
+	if m.vm != nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()       // no orderly way any more: whatever still runs is killed
+		m.vm.Stop(ctx) //nolint:errcheck // ends in any case
+	}
+	if m.daemon != nil {
+		m.daemon.Stop()
+	}
+	m.workers.Wait()
+	errs := []error{share.Close()}
+	m.mu.Lock()
+	tokens := m.tokens
+	m.mu.Unlock()
+	for _, t := range tokens {
+		errs = append(errs, m.forget(t))
+	}
+	if err := errors.Join(errs...); err != nil {
+		m.log.Error("release", "error", err)
+	}
+}

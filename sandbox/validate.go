@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// refuse is an error for a specification that cannot work in a VM.
+func refuse(field, why, instead string) error {
+	return fmt.Errorf("%s: %s; %s: %w", field, why, instead, errdefs.ErrInvalidArgument)
+}
+
+// validateSpec refuses, before any host state is touched, what cannot work in a
+// virtual machine. pod is the network namespace of the running pod's VMM, empty
+// for the first container.
+func validateSpec(spec *specs.Spec, pod string) error {
+	if spec.Linux == nil {
+		return refuse("linux", "the section is missing", "a Linux container is needed")
+	}
+	if spec.Process == nil || len(spec.Process.Args) == 0 {
+		return refuse("process.args", "no command", "name the program to run")
+	}
+	if err := validateNetwork(spec, pod); err != nil {
+		return err
+	}
+	for i, m := range spec.Mounts {
+		for _, o := range m.Options {
+			if o == "shared" || o == "rshared" {
+				return refuse(fmt.Sprintf("mounts[%d].options (%s)", i, m.Destination), o+" (Bidirectional propagation) would carry mounts of the guest to the host",
+					"use rslave (HostToContainer) or rprivate")
+			}
+		}
+	}
+	for i, d := range spec.Linux.Devices {
+		if d.Type == "b" {
+			return refuse(fmt.Sprintf("linux.devices[%d] (%s)", i, d.Path), "a block device of the host is not passed to the guest this way",
+				"mount what is on it")
+		}
+	}
+	return nil
+}
+
+// validateNetwork insists on a network namespace that belongs to this pod alone.
+func validateNetwork(spec *specs.Spec, pod string) error {
+	i := slices.IndexFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
+	if i < 0 {
+		return refuse("linux.namespaces", "no network namespace means the host's network, which a virtual machine cannot use",
+			"add a network namespace (do not ask for host networking)")
+	}
+	path := spec.Linux.Namespaces[i].Path
+	if path == "" {
+		return nil
+	}
+	field := fmt.Sprintf("linux.namespaces[%d].path (network)", i)
+	ns, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("%s: %w: %w", field, err, errdefs.ErrInvalidArgument)
+	}
+	if same(ns, "/proc/1/ns/net") || same(ns, "/proc/self/ns/net") {
+		return refuse(field, path+" is the host's network namespace, which a virtual machine cannot use", "give the pod a network namespace of its own")
+	}
+	if pod != "" && same(ns, pod) {
+		return nil
+	}
+	if strings.HasPrefix(path, "/proc/") {
+		return refuse(field, path+" is the network namespace of another container, whose devices cannot serve two machines",
+			"put both containers into one pod (the same sandbox id)")
+	}
+	if pod != "" {
+		return refuse(field, path+" is not the pod's network namespace", "all containers of a pod share one")
+	}
+	return nil
+}
+
+func same(a os.FileInfo, path string) bool {
+	b, err := os.Stat(path)
+	return err == nil && os.SameFile(a, b)
+}
+
+// networkPath is the path of the specification's network namespace, empty for a new one.
+func networkPath(spec *specs.Spec) string {
+	for _, n := range spec.Linux.Namespaces {
+		if n.Type == specs.NetworkNamespace {
+			return n.Path
+		}
+	}
+	return ""
+}
