@@ -10,11 +10,14 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/kata-v2/kata/integration/lab/leak"
 )
 
 // startLab starts a daemon for one test and checks that stopping it finds nothing left.
 func startLab(t *testing.T, version string) *Containerd {
 	t.Helper()
+	leak.Check(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	c, err := Start(ctx, Options{Version: version, Snapshotter: "native"})
@@ -74,6 +77,7 @@ func TestRestartKeepsTasks(t *testing.T) {
 }
 
 func TestStopReportsLeftProcess(t *testing.T) {
+	leak.Check(t)
 	ctx := t.Context()
 	c, err := Start(ctx, Options{})
 	if err != nil {
@@ -100,6 +104,7 @@ func TestStopReportsLeftProcess(t *testing.T) {
 }
 
 func TestStartNamesTheCause(t *testing.T) {
+	leak.Check(t)
 	_, err := Start(t.Context(), Options{ExtraConfig: "this is no TOML\n"})
 	if err == nil || !strings.Contains(err.Error(), "toml") {
 		t.Fatalf("got %v; want the parser's complaint", err)
