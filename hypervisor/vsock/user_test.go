@@ -125,7 +125,7 @@ func TestDialBeforeDriver(t *testing.T) {
 
 func TestPauseAndReboot(t *testing.T) {
 	u, d := newDevice(t, vsock.UserConfig{}, vsocktest.DriverConfig{Features: vsocktest.FeatEventIdx})
-	boot(t, d, 1)
+	g := boot(t, d, 1)
 	c, err := u.Dial(context.Background(), guestsvc.EchoPort)
 	if err != nil {
 		t.Fatal(err)
@@ -162,14 +162,19 @@ func TestPauseAndReboot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	g.Halt()
 	for _, r := range d.Rings {
 		r.Reset()
-		if err := r.Start(); err != nil {
-			t.Fatal(err)
-		}
 	}
+	boot(t, d, 1)
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("stream of a guest that has rebooted: %v", err)
+	}
+	if c, err = u.Dial(context.Background(), guestsvc.EchoPort); err != nil {
+		t.Fatal(err)
+	}
+	if err := echo(); err != nil {
+		t.Error(err)
 	}
 }
 

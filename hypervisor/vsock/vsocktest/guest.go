@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/kata-v2/kata/hypervisor/vsock"
 )
@@ -77,6 +78,11 @@ func NewGuest(d *Driver, cid uint32, split int) (*Guest, error) {
 // Close powers the machine off.
 func (g *Guest) Close() {
 	_ = g.d.Close()
+	g.stop()
+}
+
+// stop waits for the guest's interrupts to end and fails its streams.
+func (g *Guest) stop() {
 	g.wg.Wait()
 	g.txMu.Lock()
 	g.mu.Lock()
@@ -90,6 +96,18 @@ func (g *Guest) Close() {
 	g.mu.Unlock()
 	g.txCond.Broadcast()
 	g.txMu.Unlock()
+}
+
+// Halt stops the guest without a word to the device, as a crash does. The
+// driver remains: stop and reset its rings, and boot another guest on it.
+func (g *Guest) Halt() {
+	for _, r := range g.d.Rings {
+		_ = r.call.SetReadDeadline(time.Unix(1, 0))
+	}
+	g.stop()
+	for _, r := range g.d.Rings {
+		_ = r.call.SetReadDeadline(time.Time{})
+	}
 }
 
 // postRX offers slot i: a header and a buffer in two descriptors.

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command guestinit is the init of the machine that the vsock tests boot: it
+// loads the kernel modules that it finds in /modules in the order of their
+// names, serves guestsvc over AF_VSOCK and never ends.
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/hypervisor/vsock/vsocktest/guestsvc"
+)
+
+const hostCID = 2
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Println("guestinit:", err)
+		os.Exit(1) // the kernel panics and says so on the console
+	}
+	select {}
+}
+
+func run() error {
+	modules, err := filepath.Glob("/modules/*.ko") // sorted
+	if err != nil {
+		return err
+	}
+	listening := false
+	for _, m := range modules {
+		// Listen once the socket family is there, before the device is: what the
+		// host has dialled early must find its listener.
+		if strings.Contains(m, "transport") && !listening {
+			if err := serve(); err != nil {
+				return err
+			}
+			listening = true
+		}
+		if err := load(m); err != nil {
+			return fmt.Errorf("load %s: %w", m, err)
+		}
+	}
+	fmt.Println("guestinit: ready")
+	return nil
+}
+
+func load(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.FinitModule(int(f.Fd()), "", 0)
+}
+
+func serve() error {
+	_, err := guestsvc.Start(guestsvc.Net{
+		Listen: func(port uint32) (net.Listener, error) {
+			return vsock.ListenContextID(unix.VMADDR_CID_ANY, port, nil)
+		},
+		Dial: func(port uint32) (net.Conn, error) {
+			return vsock.Dial(hostCID, port, nil)
+		},
+	})
+	return err
+}
