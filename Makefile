@@ -15,7 +15,8 @@ export KATA_LAB := $(KATA_CACHE)/lab
 export KATA_TEST_KERNEL := $(KATA_BUILD)/images/vmlinux
 export KATA_TEST_MODULES := $(KATA_CACHE)/kernel/current/modules
 
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# A release is a tag v<number>; before the first one, a revision names the build.
+VERSION := $(shell git describe --tags --match 'v*' --dirty 2>/dev/null || echo "0.1.0-dev+$$(git describe --always --dirty 2>/dev/null || echo unknown)")
 # internal/version is where the programs read their version from.
 LDFLAGS := -s -w -X github.com/kata-v2/kata/internal/version.Version=$(VERSION)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'

@@ -22,7 +22,10 @@ type Options struct {
 	Root string
 	// ShimDir holds containerd-shim-kata-v2; it comes first in the daemon's PATH.
 	ShimDir string
-	// ConfigFile is the shim's configuration (environment KATA_CONF_FILE).
+	// Kata, when set, makes Start write the shim's configuration into Root.
+	Kata *Kata
+	// ConfigFile is the shim's configuration (environment KATA_CONF_FILE); it is
+	// for a file that the caller has written, instead of Kata.
 	ConfigFile string
 	// Env is added to the daemon's environment as KEY=value, and so to the shims'.
 	Env []string
@@ -107,6 +110,11 @@ func prepare(o Options) (*Containerd, error) {
 	// The address appears in Unix socket names; those end at 107 bytes.
 	c.Address = filepath.Join(c.Root, "c.sock")
 	c.machine = recordMachineDirs(o.Namespace)
+	if o.Kata != nil {
+		if c.opts.ConfigFile, err = c.writeKataConfig(*o.Kata); err != nil {
+			return nil, err
+		}
+	}
 	if err := os.WriteFile(c.configFile(), []byte(c.config()), 0o600); err != nil {
 		return nil, fmt.Errorf("lab: config.toml: %w", err)
 	}
@@ -189,7 +197,7 @@ func (c *Containerd) Stop(ctx context.Context) error {
 	if d := c.takeDaemon(); d != nil {
 		errs = append(errs, d.terminate(c.stopGrace))
 	}
-	errs = append(errs, c.sweepProcesses(), c.sweepMounts(), c.removeFiles())
+	errs = append(errs, c.sweepProcesses(), c.sweepMounts(), c.leftPods(), c.removeFiles())
 	c.machine.restore()
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("lab: stop: %w", err)
@@ -202,7 +210,7 @@ func (c *Containerd) removeFiles() error {
 		return os.RemoveAll(c.Root)
 	}
 	var errs []error
-	for _, p := range []string{c.rootDir(), c.stateDir(), c.configFile(), c.Address, c.Address + ".ttrpc", c.notifySocket()} {
+	for _, p := range []string{c.rootDir(), c.stateDir(), c.PodsDir(), c.kataConfigFile(), c.configFile(), c.Address, c.Address + ".ttrpc", c.notifySocket()} {
 		errs = append(errs, os.RemoveAll(p))
 	}
 	return errors.Join(errs...)

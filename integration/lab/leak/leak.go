@@ -91,7 +91,7 @@ type Scope struct {
 // defaultPatterns are names that this repository's programs and the runtimes of
 // the lab use for temporary files.
 var defaultPatterns = []string{
-	"/tmp/kata-*", "/tmp/containerd*", "/tmp/ctd-*", "/tmp/qemu*", "/tmp/virtiofsd*", "/tmp/.virtiofsd*", "/tmp/runc*",
+	"/tmp/kata-lab-*", "/tmp/kata-module-*", "/tmp/kata-shim*", "/tmp/containerd*", "/tmp/ctd-*", "/tmp/qemu*", "/tmp/virtiofsd*", "/tmp/.virtiofsd*", "/tmp/runc*",
 	"/var/run/virtiofsd/*", "/var/lib/kata*", "/var/lib/containerd*",
 }
 

@@ -145,7 +145,7 @@ func TestEveryClassIsCaught(t *testing.T) {
 		{"abstract socket", Socket, "@" + id, func(t *testing.T) func() { return listen(t, "@"+id) }},
 		{"file in /run", File, "/run/" + id, func(t *testing.T) func() { return touch(t, "/run/"+id) }},
 		{"file in /dev/shm", File, "/dev/shm/" + id, func(t *testing.T) func() { return touch(t, "/dev/shm/"+id) }},
-		{"file with a known name", File, "/tmp/kata-" + id, func(t *testing.T) func() { return touch(t, "/tmp/kata-"+id) }},
+		{"file with a known name", File, "/tmp/kata-lab-" + id, func(t *testing.T) func() { return touch(t, "/tmp/kata-lab-"+id) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := snapshot(t)
