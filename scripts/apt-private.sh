@@ -104,7 +104,8 @@ prepare() {
 	fi
 	mv "$dir/sources.list.new" "$dir/sources.list"
 	say "apt: reading the index of $suite (private)"
-	apt-get "${apt_options[@]}" -qq update >&2
+	# A mirror that cannot be reached is an error, not a warning beside old indexes.
+	apt-get "${apt_options[@]}" -qq --error-on=any update >&2
 	touch "$dir/.updated"
 }
 

@@ -35,6 +35,7 @@ type proc struct {
 	ppid    int
 	start   string // clock ticks since boot, proc_pid_stat(5) field 22: with the pid it identifies
 	kernel  bool
+	zombie  bool
 	cmdline string
 	mark    string // markEnv in its environment
 	labRoot string // labRootEnv in its environment
@@ -63,6 +64,9 @@ func processes() (map[int]proc, error) {
 		if err != nil {
 			return nil, fmt.Errorf("leak: process %d: %w", pid, err)
 		}
+		if p.zombie && p.ppid == 1 {
+			continue // it has ended; when process 1 collects it is not the test's affair
+		}
 		procs[pid] = p
 	}
 	return procs, nil
@@ -86,7 +90,7 @@ func readProcess(pid int) (proc, error) {
 	if !ok || len(f) < 20 {
 		return proc{}, fmt.Errorf("unexpected %s/stat: %q", dir, stat)
 	}
-	p := proc{start: f[19]}
+	p := proc{start: f[19], zombie: f[0] == "Z"}
 	p.ppid, _ = strconv.Atoi(f[1])
 	flags, _ := strconv.ParseUint(f[6], 10, 64)
 	if p.kernel = flags&pfKthread != 0; p.kernel {
