@@ -117,11 +117,14 @@ func (c *Config) Path() string { return c.path }
 // Files are all configuration files that were read, in order.
 func (c *Config) Files() []string { return c.files }
 
+// builtIn is the origin of a key that nothing set.
+const builtIn = "built-in default"
+
 // Origin says where "section.key" was set: "file:line", "annotation …" or
 // "built-in default".
 func (c *Config) Origin(key string) string {
 	if o, ok := c.origin[key]; ok {
 		return o
 	}
-	return "built-in default"
+	return builtIn
 }

@@ -353,7 +353,7 @@ func TestCheckFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 		err = c.CheckFiles()
-		if err == nil || !strings.HasPrefix(err.Error(), path+" (hypervisor.qemu."+key+", set in ") || strings.Contains(err.Error(), "\n") || strings.HasSuffix(err.Error(), "; ") {
+		if err == nil || !strings.HasPrefix(err.Error(), path+" (hypervisor.qemu."+key+", ") || strings.Contains(err.Error(), "\n") || strings.HasSuffix(err.Error(), "; ") {
 			t.Errorf("%s = %s: %v", key, path, err)
 		}
 	}

@@ -26,7 +26,15 @@ type FileError struct {
 }
 
 func (e *FileError) Error() string {
-	return fmt.Sprintf("%s (%s, set in %s): %v; %s", e.Path, e.Key, e.Origin, e.Err, e.Fix)
+	return fmt.Sprintf("%s (%s): %v; %s", e.Path, e.Setting(), e.Err, e.Fix)
+}
+
+// Setting names the key and where it was set, without the file.
+func (e *FileError) Setting() string {
+	if e.Origin == builtIn {
+		return e.Key + ", " + builtIn
+	}
+	return e.Key + ", set in " + e.Origin
 }
 
 func (e *FileError) Unwrap() error { return e.Err }

@@ -83,7 +83,7 @@ func Create(root, key string, m Meta) (*Ledger, error) {
 	if err := fill(&m); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(root, 0o711); err != nil {
+	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("ledger: state directory: %w", err)
 	}
 	tmp := filepath.Join(root, fmt.Sprintf("%s%d-%d-%s", newPrefix, m.Shim.PID, m.Shim.Start, rand.Text()[:8]))
@@ -122,7 +122,7 @@ func fill(m *Meta) (err error) {
 }
 
 func (l *Ledger) make(m Meta) (err error) {
-	if err := os.Mkdir(l.dir, 0o711); err != nil {
+	if err := os.Mkdir(l.dir, 0o700); err != nil {
 		return err
 	}
 	if l.lock, err = openLock(l.dir); err != nil {
