@@ -18,8 +18,7 @@ func Markdown() string {
 	var b strings.Builder
 	b.WriteString(`# Configuration
 
-This page is generated from the schema in internal/config; "make docs" or
-"go generate ./internal/config" writes it anew.
+This page is generated from the schema in internal/config; "go generate ./internal/config" writes it anew.
 
 The shim reads the first that exists of: the file named by containerd's ConfigPath option, the file named by
 $` + EnvFile + `, ` + strings.Join(searchPaths, ", ") + `. Without any, the defaults below hold.
