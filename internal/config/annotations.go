@@ -70,7 +70,7 @@ func (c *Config) annotateOne(name, value string) (noted bool, err error) {
 	group, key, _ := strings.Cut(name, ".")
 	section, ok := annotationSections[group]
 	if !ok {
-		return false, fmt.Errorf("unknown; it should begin with %shypervisor., %sagent. or %sruntime.", AnnotationPrefix, AnnotationPrefix, AnnotationPrefix)
+		return false, fmt.Errorf("unknown; after %s come hypervisor, agent or runtime", AnnotationPrefix)
 	}
 	f := annotationField(section, key)
 	idle, known := upstream[section][key]

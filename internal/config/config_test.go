@@ -299,7 +299,7 @@ kernel_params = "a=1"
 		{p + "hypervisor.default_vcpu", "2", "unknown; the nearest is io.katacontainers.config.hypervisor.default_vcpus"},
 		{p + "hypervisor.accelerator", "tcg", "unknown"},
 		{p + "hypervisor.enable_annotations", "[]", "unknown"},
-		{p + "hypervizor.path", "x", "unknown; it should begin with"},
+		{p + "hypervizor.path", "x", "unknown; after io.katacontainers.config. come hypervisor, agent or runtime"},
 		{p + "hypervisor.shared_fs", "none", "not allowed here; an operator allows it by adding \"shared_fs\" to enable_annotations"},
 		{p + "hypervisor.cpu_features", "x", "not allowed"},
 		{p + "hypervisor.default_memory", "lots", "default_memory is a whole number from 64 to 16777216, not \"lots\""},

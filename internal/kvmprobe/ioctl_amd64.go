@@ -45,48 +45,51 @@ const (
 	runUnion         = 32
 )
 
+// The fields are the kernel's; they are capitalised because most are here for
+// their place only.
+
 type memoryRegion struct {
-	slot, flags           uint32
-	guestPhys, size, user uint64
+	Slot, Flags           uint32
+	GuestPhys, Size, User uint64
 }
 
 type regs struct {
-	rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp uint64
-	r8to15                                 [8]uint64
-	rip, rflags                            uint64
+	RAX, RBX, RCX, RDX, RSI, RDI, RSP, RBP uint64
+	R8to15                                 [8]uint64
+	RIP, RFlags                            uint64
 }
 
 type segment struct {
-	base                           uint64
-	limit                          uint32
-	selector                       uint16
-	typ, present, dpl, db, s, l, g uint8
-	avl, unusable, _               uint8
+	Base                            uint64
+	Limit                           uint32
+	Selector                        uint16
+	Type, Present, DPL, DB, S, L, G uint8
+	Avl, Unusable, Pad              uint8
 }
 
 type dtable struct {
-	base  uint64
-	limit uint16
-	_     [3]uint16
+	Base  uint64
+	Limit uint16
+	Pad   [3]uint16
 }
 
 type sregs struct {
-	cs, ds, es, fs, gs, ss, tr, ldt         segment
-	gdt, idt                                dtable
-	cr0, cr2, cr3, cr4, cr8, efer, apicBase uint64
-	interrupts                              [4]uint64
+	CS, DS, ES, FS, GS, SS, TR, LDT         segment
+	GDT, IDT                                dtable
+	CR0, CR2, CR3, CR4, CR8, EFER, APICBase uint64
+	Interrupts                              [4]uint64
 }
 
 type cpuidEntry struct {
-	function, index, flags, eax, ebx, ecx, edx uint32
-	_                                          [3]uint32
+	Function, Index, Flags, EAX, EBX, ECX, EDX uint32
+	Pad                                        [3]uint32
 }
 
 // cpuid is struct kvm_cpuid2 with room for more entries than KVM has (api.rst:
 // KVM_MAX_CPUID_ENTRIES is 256).
 type cpuid struct {
-	n, _    uint32
-	entries [256]cpuidEntry
+	N, Pad  uint32
+	Entries [256]cpuidEntry
 }
 
 // ioctl passes an integer argument.

@@ -104,7 +104,7 @@ func newVM(kvm *os.File, p program) (*vm, error) {
 
 func (m *vm) build(kvm *os.File, p program) error {
 	ids := &cpuid{}
-	ids.n = uint32(len(ids.entries))
+	ids.N = uint32(len(ids.Entries))
 	if err := ioctlPtr(kvm, "KVM_GET_SUPPORTED_CPUID", kvmGetSupportedCPUID, ids); err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func (m *vm) addMemory() (err error) {
 		return fmt.Errorf("map guest memory: %w", err)
 	}
 	copy(m.mem, m.g.image())
-	r := &memoryRegion{size: memSize, user: uint64(uintptr(unsafe.Pointer(&m.mem[0])))}
+	r := &memoryRegion{Size: memSize, User: uint64(uintptr(unsafe.Pointer(&m.mem[0])))}
 	return ioctlPtr(m.vm, "KVM_SET_USER_MEMORY_REGION", kvmSetUserMemoryRegion, r)
 }
 
@@ -156,25 +156,25 @@ func (m *vm) setRegisters(f features) error {
 		return err
 	}
 	// Flat 64-bit code (type 11) and data (type 3) segments.
-	s.cs = segment{limit: 0xffffffff, selector: 8, typ: 11, present: 1, s: 1, l: 1, g: 1}
-	data := segment{limit: 0xffffffff, selector: 16, typ: 3, present: 1, db: 1, s: 1, g: 1}
-	s.ds, s.es, s.fs, s.gs, s.ss = data, data, data, data, data
-	s.cr0, s.cr3, s.cr4, s.efer = cr0Bits, uint64(m.g.base+pml4At), cr4Base, eferLM
+	s.CS = segment{Limit: 0xffffffff, Selector: 8, Type: 11, Present: 1, S: 1, L: 1, G: 1}
+	data := segment{Limit: 0xffffffff, Selector: 16, Type: 3, Present: 1, DB: 1, S: 1, G: 1}
+	s.DS, s.ES, s.FS, s.GS, s.SS = data, data, data, data, data
+	s.CR0, s.CR3, s.CR4, s.EFER = cr0Bits, uint64(m.g.base+pml4At), cr4Base, eferLM
 	if f.xsave {
-		s.cr4 |= cr4XSV
+		s.CR4 |= cr4XSV
 	}
 	if err := ioctlPtr(m.vcpu, "KVM_SET_SREGS", kvmSetSregs, s); err != nil {
 		return err
 	}
-	r := &regs{rip: uint64(m.g.base + codeAt), rsp: uint64(m.g.base + stackTop), rflags: 2}
+	r := &regs{RIP: uint64(m.g.base + codeAt), RSP: uint64(m.g.base + stackTop), RFlags: 2}
 	return ioctlPtr(m.vcpu, "KVM_SET_REGS", kvmSetRegs, r)
 }
 
 // features reads CPUID leaf 1 (Intel SDM volume 2, CPUID).
 func (c *cpuid) features() (f features) {
-	for _, e := range c.entries[:min(int(c.n), len(c.entries))] {
-		if e.function == 1 {
-			f.cx16, f.xsave = e.ecx&(1<<13) != 0, e.ecx&(1<<26) != 0
+	for _, e := range c.Entries[:min(int(c.N), len(c.Entries))] {
+		if e.Function == 1 {
+			f.cx16, f.xsave = e.ECX&(1<<13) != 0, e.ECX&(1<<26) != 0
 		}
 	}
 	return f
@@ -240,8 +240,8 @@ func (m *vm) judgeHalted() (bool, string) {
 	if err := ioctlPtr(m.vcpu, "KVM_GET_REGS", kvmGetRegs, r); err != nil {
 		return false, err.Error()
 	}
-	if uint32(r.rax) != done {
-		return false, fmt.Sprintf("the micro-guest halted with %#x in RAX, not %#x, after %s", r.rax, uint32(done), m.where())
+	if uint32(r.RAX) != done {
+		return false, fmt.Sprintf("the micro-guest halted with %#x in RAX, not %#x, after %s", r.RAX, uint32(done), m.where())
 	}
 	le := binary.LittleEndian
 	if lo, hi := le.Uint64(m.mem[pairAt:]), le.Uint64(m.mem[pairAt+8:]); m.g.steps[0] == "CMPXCHG16B" && (lo != pairLow || hi != pairHigh) {

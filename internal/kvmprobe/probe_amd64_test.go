@@ -40,7 +40,7 @@ func TestLayouts(t *testing.T) {
 		"regs":   {unsafe.Sizeof(regs{}), 0x90},
 		"sregs":  {unsafe.Sizeof(sregs{}), 0x138},
 		"region": {unsafe.Sizeof(memoryRegion{}), 0x20},
-		"cpuid":  {unsafe.Offsetof(cpuid{}.entries), 8},
+		"cpuid":  {unsafe.Offsetof(cpuid{}.Entries), 8},
 		"entry":  {unsafe.Sizeof(cpuidEntry{}), 40},
 	} {
 		if x[0] != x[1] {
