@@ -66,9 +66,9 @@ type layout struct {
 	Sandbox     bool  // QEMU's own seccomp filter
 }
 
-// cpuModel is what the accelerator offers the guest. Under TCG, CMPXCHG16B is
+// CPUModel is what the accelerator offers the guest. Under TCG, CMPXCHG16B is
 // hidden: with it a 6.12 guest double-faulted on QEMU 7.2.
-func cpuModel(accel string) string {
+func CPUModel(accel string) string {
 	if accel == TCG {
 		return "max,-cx16"
 	}
@@ -80,7 +80,7 @@ func arguments(c hypervisor.Config, l layout) []string {
 	mib := strconv.FormatUint(c.MemoryBytes>>20, 10) + "M"
 	cpu := l.CPUModel
 	if cpu == "" {
-		cpu = cpuModel(l.Accelerator)
+		cpu = CPUModel(l.Accelerator)
 	}
 	accel := KVM
 	if l.Accelerator == TCG {

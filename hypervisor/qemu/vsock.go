@@ -41,7 +41,7 @@ func openKernelVsock() (*vsockDevice, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &vsockDevice{Device: d, backend: hypervisor.VsockVhost, cid: d.CID(), file: d.QEMUFile()}, nil
+	return &vsockDevice{Device: d, backend: hypervisor.VsockVhost, cid: d.GuestCID(), file: d.VhostFile()}, nil
 }
 
 func openUserVsock(log *slog.Logger) (*vsockDevice, error) {

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/kata-v2/kata/hypervisor"
+	"github.com/kata-v2/kata/hypervisor/qemu"
+	"github.com/kata-v2/kata/images"
+	"github.com/kata-v2/kata/internal/config"
+	"github.com/kata-v2/kata/internal/kvmprobe"
+)
+
+// NewQEMU returns QEMU as the configuration describes it. What the configuration
+// names is looked for, and KVM is proven, only when a machine starts.
+func NewQEMU(c *config.Config, log *slog.Logger) hypervisor.Hypervisor {
+	return &configuredQEMU{c: c, log: log}
+}
+
+type configuredQEMU struct {
+	c   *config.Config
+	log *slog.Logger
+}
+
+// Start implements hypervisor.Hypervisor.
+func (h *configuredQEMU) Start(ctx context.Context, vc hypervisor.Config) (hypervisor.VM, error) {
+	b, err := h.backend(ctx, &vc)
+	if err != nil {
+		for _, s := range vc.Shares {
+			s.Conn.Close()
+		}
+		return nil, &hypervisor.StartError{Phase: "config", Err: err}
+	}
+	return b.Start(ctx, vc)
+}
+
+func (h *configuredQEMU) backend(ctx context.Context, vc *hypervisor.Config) (*qemu.Hypervisor, error) {
+	q := &h.c.QEMU
+	if err := h.c.CheckFiles(); err != nil {
+		return nil, err
+	}
+	if err := verifyImages(h.c); err != nil {
+		return nil, err
+	}
+	accel, reason, err := kvmprobe.ChooseAccelerator(ctx, q.Accelerator)
+	if err != nil {
+		return nil, err
+	}
+	h.log.Info("accelerator chosen", "accelerator", accel, "configured", q.Accelerator, "reason", reason)
+	if accel == qemu.KVM && vc.UID != 0 && qemu.KVMNeedsRoot() {
+		h.log.Warn("only root can open /dev/kvm on this host, so the VMM runs as root; give its group read and write access")
+		vc.UID, vc.GID = 0, 0
+	}
+	cpu := qemu.CPUModel(accel)
+	if q.CPUFeatures != "" {
+		cpu += "," + q.CPUFeatures
+	}
+	return qemu.New(qemu.Options{
+		Path: q.Path, Accelerator: accel, Machine: q.MachineType, Firmware: q.Firmware, CPUModel: cpu, Log: h.log,
+	}), nil
+}
+
+// verifiedDir, below the state directory, remembers which images were verified.
+const verifiedDir = ".images"
+
+// verifyImages compares the guest's files with the manifest, when there is one.
+func verifyImages(c *config.Config) error {
+	path := c.ManifestPath()
+	if path == "" {
+		return nil
+	}
+	m, err := images.ReadManifest(path)
+	if err != nil {
+		return err
+	}
+	files := []string{c.QEMU.Kernel}
+	if c.QEMU.Initrd != "" {
+		files = append(files, c.QEMU.Initrd)
+	}
+	return m.VerifyCached(filepath.Join(c.Runtime.StateDir, verifiedDir), files...)
+}

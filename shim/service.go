@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package shim
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/containerd/containerd/api/events"
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/kata-v2/kata/sandbox"
+)
+
+// service is the Task API over a sandbox. Calls are in task.go.
+type service struct {
+	sb   *sandbox.Sandbox
+	pub  *publisher
+	log  *slog.Logger
+	done chan struct{} // closed by Shutdown
+	once sync.Once
+	exit sync.WaitGroup // the watchers of processes
+
+	mu    sync.Mutex
+	tasks map[string]*taskState // guarded by mu; container id → its task
+}
+
+func newService(sb *sandbox.Sandbox, pub *publisher, log *slog.Logger) *service {
+	return &service{sb: sb, pub: pub, log: log, done: make(chan struct{}), tasks: map[string]*taskState{}}
+}
+
+// taskState is what containerd's view of a container adds to the sandbox's.
+type taskState struct {
+	c      *sandbox.Container
+	bundle string
+	pid    uint32
+
+	mu    sync.Mutex
+	procs map[string]*procState // guarded by mu; exec id, "" for the first process
+}
+
+// procState is one process of a task.
+type procState struct {
+	p     *sandbox.Process
+	id    string // exec id, "" for the first process
+	paths stdioPaths
+
+	mu       sync.Mutex
+	io       *stdio        // guarded by mu
+	starting chan struct{} // guarded by mu; closed when a Start under way has published its event
+}
+
+func (s *service) task(id string) (*taskState, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t, ok := s.tasks[id]; ok {
+		return t, nil
+	}
+	return nil, fmt.Errorf("task %s: %w", id, errdefs.ErrNotFound)
+}
+
+// proc finds a process of a task.
+func (s *service) proc(id, exec string) (*taskState, *procState, error) {
+	t, err := s.task(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p, ok := t.procs[exec]; ok {
+		return t, p, nil
+	}
+	return nil, nil, fmt.Errorf("exec %s in task %s: %w", exec, id, errdefs.ErrNotFound)
+}
+
+// watch publishes a process's end, after the event of its start if that is under way.
+func (s *service) watch(t *taskState, p *procState) {
+	s.exit.Go(func() {
+		<-p.p.Done()
+		p.mu.Lock()
+		starting := p.starting
+		p.mu.Unlock()
+		if starting != nil {
+			<-starting
+		}
+		e := p.p.Exit()
+		id := p.id
+		if id == "" {
+			id = t.c.ID()
+		}
+		s.pub.publish(topicExit, &events.TaskExit{
+			ContainerID: t.c.ID(), ID: id, Pid: t.pid, ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At),
+		})
+	})
+}
+
+// beginStart marks a Start under way; the returned function ends it.
+func (p *procState) beginStart() func() {
+	ch := make(chan struct{})
+	p.mu.Lock()
+	p.starting = ch
+	p.mu.Unlock()
+	return func() { close(ch) }
+}
+
+// attach connects the process's streams to containerd's pipes.
+func (p *procState) attach() error {
+	streams := p.p.Stdio()
+	if streams == nil {
+		return nil
+	}
+	io, err := attach(p.paths, streams)
+	if err != nil {
+		streams.Close()
+		return err
+	}
+	p.mu.Lock()
+	p.io = io
+	p.mu.Unlock()
+	return nil
+}
+
+func (p *procState) stdio() *stdio {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.io
+}
+
+// finishIO waits for the output of an ended process and drops its pipes.
+func (p *procState) finishIO(ctx context.Context, log *slog.Logger) {
+	io := p.stdio()
+	if io == nil {
+		return
+	}
+	if err := io.drain(ctx); err != nil {
+		log.Warn("output was cut", "exec", p.id, "error", err)
+	}
+	io.close()
+}
+
+// close ends what the service holds once the sandbox has ended.
+func (s *service) close(ctx context.Context) error {
+	ended := make(chan struct{})
+	go func() { s.exit.Wait(); close(ended) }()
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("exit events: %w", ctx.Err())
+	}
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package shim
+
+import (
+	"github.com/containerd/cgroups/v3/cgroup2/stats"
+
+	"github.com/kata-v2/kata/sandbox"
+)
+
+// metrics puts a container's counters, which the guest keeps in cgroup v2, into
+// containerd's message for it. The protocol's message has the fields of v1; the
+// guest's agent puts memory.stat, under the kernel's names, into Stats.
+func metrics(s *sandbox.Stats) *stats.Metrics {
+	m := &stats.Metrics{CPU: &stats.CPUStat{}, Memory: &stats.MemoryStat{}, Pids: &stats.PidsStat{}}
+	cg := s.GetCgroupStats()
+	u, t := cg.GetCpuStats().GetCpuUsage(), cg.GetCpuStats().GetThrottlingData()
+	m.CPU.UsageUsec = u.GetTotalUsage() / 1000
+	m.CPU.UserUsec = u.GetUsageInUsermode() / 1000
+	m.CPU.SystemUsec = u.GetUsageInKernelmode() / 1000
+	m.CPU.NrPeriods, m.CPU.NrThrottled, m.CPU.ThrottledUsec = t.GetPeriods(), t.GetThrottledPeriods(), t.GetThrottledTime()/1000
+	memory(m.Memory, cg.GetMemoryStats().GetStats())
+	mem, swap := cg.GetMemoryStats().GetUsage(), cg.GetMemoryStats().GetSwapUsage()
+	m.Memory.Usage, m.Memory.UsageLimit, m.Memory.MaxUsage = mem.GetUsage(), mem.GetLimit(), mem.GetMaxUsage()
+	m.Memory.SwapUsage, m.Memory.SwapLimit = swap.GetUsage(), swap.GetLimit()
+	m.Pids.Current, m.Pids.Limit = cg.GetPidsStats().GetCurrent(), cg.GetPidsStats().GetLimit()
+	for size, h := range cg.GetHugetlbStats() {
+		m.Hugetlb = append(m.Hugetlb, &stats.HugeTlbStat{Pagesize: size, Current: h.GetUsage(), Max: h.GetMaxUsage(), Failcnt: h.GetFailcnt()})
+	}
+	for _, n := range s.GetNetworkStats() {
+		m.Network = append(m.Network, &stats.NetworkStat{
+			Name: n.Name, RxBytes: n.RxBytes, RxPackets: n.RxPackets, RxErrors: n.RxErrors, RxDropped: n.RxDropped,
+			TxBytes: n.TxBytes, TxPackets: n.TxPackets, TxErrors: n.TxErrors, TxDropped: n.TxDropped,
+		})
+	}
+	return m
+}
+
+// memory copies the keys of memory.stat (kernel Documentation/admin-guide/cgroup-v2.rst).
+func memory(m *stats.MemoryStat, from map[string]uint64) {
+	for key, to := range map[string]*uint64{
+		"anon": &m.Anon, "file": &m.File, "kernel_stack": &m.KernelStack, "slab": &m.Slab, "sock": &m.Sock,
+		"shmem": &m.Shmem, "file_mapped": &m.FileMapped, "file_dirty": &m.FileDirty, "file_writeback": &m.FileWriteback,
+		"anon_thp": &m.AnonThp, "inactive_anon": &m.InactiveAnon, "active_anon": &m.ActiveAnon,
+		"inactive_file": &m.InactiveFile, "active_file": &m.ActiveFile, "unevictable": &m.Unevictable,
+		"slab_reclaimable": &m.SlabReclaimable, "slab_unreclaimable": &m.SlabUnreclaimable, "pgfault": &m.Pgfault,
+		"pgmajfault": &m.Pgmajfault, "workingset_refault": &m.WorkingsetRefault,
+		"workingset_activate": &m.WorkingsetActivate, "workingset_nodereclaim": &m.WorkingsetNodereclaim,
+		"pgrefill": &m.Pgrefill, "pgscan": &m.Pgscan, "pgsteal": &m.Pgsteal, "pgactivate": &m.Pgactivate,
+		"pgdeactivate": &m.Pgdeactivate, "pglazyfree": &m.Pglazyfree, "pglazyfreed": &m.Pglazyfreed,
+		"thp_fault_alloc": &m.ThpFaultAlloc, "thp_collapse_alloc": &m.ThpCollapseAlloc,
+	} {
+		*to = from[key]
+	}
+}

@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package shim
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+
+	"github.com/containerd/containerd/api/events"
+	task "github.com/containerd/containerd/api/runtime/task/v3"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/kata-v2/kata/sandbox"
+	"github.com/kata-v2/kata/sandbox/storage"
+)
+
+var empty = &emptypb.Empty{}
+
+// Create makes a container, and the machine with the first one.
+func (s *service) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.CreateTaskResponse, error) {
+	if r.Checkpoint != "" {
+		return nil, fmt.Errorf("checkpoint: restoring a task is not implemented: %w", errdefs.ErrNotImplemented)
+	}
+	spec, err := readSpec(r.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	paths := stdioPaths{stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr, terminal: r.Terminal}
+	if err := paths.check(); err != nil {
+		return nil, err
+	}
+	if spec.Process != nil {
+		spec.Process.Terminal = r.Terminal
+	}
+	c, err := s.sb.CreateContainer(ctx, sandbox.ContainerConfig{
+		ID: r.ID, Bundle: r.Bundle, Spec: spec, Rootfs: rootfsMounts(r), Stdio: paths.wants(),
+	})
+	if err != nil {
+		s.log.Error("create", "container", r.ID, "error", err)
+		return nil, err
+	}
+	p := &procState{p: c.Init(), paths: paths}
+	t := &taskState{c: c, bundle: r.Bundle, pid: uint32(s.sb.PID()), procs: map[string]*procState{"": p}}
+	if err := p.attach(); err != nil {
+		if derr := c.Delete(ctx); derr != nil {
+			s.log.Error("undo create", "container", r.ID, "error", derr)
+		}
+		return nil, err
+	}
+	s.mu.Lock()
+	s.tasks[r.ID] = t
+	s.mu.Unlock()
+	s.pub.publish(topicCreate, &events.TaskCreate{
+		ContainerID: r.ID, Bundle: r.Bundle, Rootfs: r.Rootfs, Pid: t.pid, Checkpoint: r.Checkpoint,
+		IO: &events.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
+	})
+	s.watch(t, p)
+	return &task.CreateTaskResponse{Pid: t.pid}, nil
+}
+
+func rootfsMounts(r *task.CreateTaskRequest) []storage.Mount {
+	var out []storage.Mount
+	for _, m := range r.Rootfs {
+		out = append(out, storage.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
+	}
+	return out
+}
+
+// Start runs a container's first process, or one that Exec added.
+func (s *service) Start(ctx context.Context, r *task.StartRequest) (*task.StartResponse, error) {
+	t, p, err := s.proc(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	done := p.beginStart()
+	defer done()
+	if r.ExecID == "" {
+		if err := t.c.Start(ctx); err != nil {
+			return nil, err
+		}
+		s.pub.publish(topicStart, &events.TaskStart{ContainerID: r.ID, Pid: t.pid})
+		return &task.StartResponse{Pid: t.pid}, nil
+	}
+	if err := t.c.StartExec(ctx, p.p); err != nil {
+		return nil, err
+	}
+	if err := p.attach(); err != nil {
+		return nil, err
+	}
+	s.pub.publish(topicExecStarted, &events.TaskExecStarted{ContainerID: r.ID, ExecID: r.ExecID, Pid: t.pid})
+	s.watch(t, p)
+	return &task.StartResponse{Pid: t.pid}, nil
+}
+
+// Exec adds a process, which Start runs.
+func (s *service) Exec(_ context.Context, r *task.ExecProcessRequest) (*emptypb.Empty, error) {
+	t, err := s.task(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	var spec specs.Process
+	if err := json.Unmarshal(r.Spec.GetValue(), &spec); err != nil {
+		return nil, fmt.Errorf("spec: not an OCI process: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if len(spec.Args) == 0 {
+		return nil, fmt.Errorf("spec.args: no command: %w", errdefs.ErrInvalidArgument)
+	}
+	spec.Terminal = r.Terminal
+	paths := stdioPaths{stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr, terminal: r.Terminal}
+	if err := paths.check(); err != nil {
+		return nil, err
+	}
+	p, err := t.c.Exec(r.ExecID, &spec, paths.wants())
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	t.procs[r.ExecID] = &procState{p: p, id: r.ExecID, paths: paths}
+	t.mu.Unlock()
+	s.pub.publish(topicExecAdded, &events.TaskExecAdded{ContainerID: r.ID, ExecID: r.ExecID})
+	return empty, nil
+}
+
+// Wait returns when the process has ended.
+func (s *service) Wait(ctx context.Context, r *task.WaitRequest) (*task.WaitResponse, error) {
+	_, p, err := s.proc(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-p.p.Done():
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	e := p.p.Exit()
+	return &task.WaitResponse{ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At)}, nil
+}
+
+// Kill sends a signal to a process, or to all of a container.
+func (s *service) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty, error) {
+	_, p, err := s.proc(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	return empty, p.p.Signal(ctx, r.Signal, r.All && r.ExecID == "")
+}
+
+// Delete removes a process that has ended; the first one takes the container along.
+func (s *service) Delete(ctx context.Context, r *task.DeleteRequest) (*task.DeleteResponse, error) {
+	t, p, err := s.proc(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	if r.ExecID != "" {
+		err = t.c.DeleteExec(p.p)
+	} else {
+		// The guest must not be asked to remove the container while bytes are under way.
+		if p.p.State() == sandbox.Stopped {
+			p.finishIO(ctx, s.log)
+		}
+		err = t.c.Delete(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.finishIO(ctx, s.log)
+	e := p.p.Exit()
+	if r.ExecID != "" {
+		t.mu.Lock()
+		delete(t.procs, r.ExecID)
+		t.mu.Unlock()
+	} else {
+		s.mu.Lock()
+		delete(s.tasks, r.ID)
+		s.mu.Unlock()
+		s.pub.publish(topicDelete, &events.TaskDelete{
+			ContainerID: r.ID, ID: r.ID, Pid: t.pid, ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At),
+		})
+	}
+	resp := &task.DeleteResponse{Pid: t.pid, ExitStatus: e.Status}
+	if !e.At.IsZero() {
+		resp.ExitedAt = timestamppb.New(e.At)
+	}
+	return resp, nil
+}
+
+// State describes a process without asking the guest.
+func (s *service) State(_ context.Context, r *task.StateRequest) (*task.StateResponse, error) {
+	t, p, err := s.proc(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	resp := &task.StateResponse{
+		ID: r.ID, ExecID: r.ExecID, Bundle: t.bundle, Pid: t.pid, Status: status(p.p.State()),
+		Stdin: p.paths.stdin, Stdout: p.paths.stdout, Stderr: p.paths.stderr, Terminal: p.paths.terminal,
+	}
+	if e := p.p.Exit(); !e.At.IsZero() {
+		resp.ExitStatus, resp.ExitedAt = e.Status, timestamppb.New(e.At)
+	}
+	return resp, nil
+}
+
+func status(s sandbox.State) tasktypes.Status {
+	switch s {
+	case sandbox.Created:
+		return tasktypes.Status_CREATED
+	case sandbox.Running:
+		return tasktypes.Status_RUNNING
+	case sandbox.Paused:
+		return tasktypes.Status_PAUSED
+	}
+	return tasktypes.Status_STOPPED
+}
+
+// Pids lists the container's processes as the guest numbers them.
+func (s *service) Pids(ctx context.Context, r *task.PidsRequest) (*task.PidsResponse, error) {
+	t, err := s.task(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	pids, err := t.c.Pids(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &task.PidsResponse{}
+	for _, p := range pids {
+		resp.Processes = append(resp.Processes, &tasktypes.ProcessInfo{Pid: p.PID})
+	}
+	return resp, nil
+}
+
+// Pause freezes a container.
+func (s *service) Pause(ctx context.Context, r *task.PauseRequest) (*emptypb.Empty, error) {
+	t, err := s.task(r.ID)
+	if err == nil {
+		err = t.c.Pause(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.pub.publish(topicPaused, &events.TaskPaused{ContainerID: r.ID})
+	return empty, nil
+}
+
+// Resume undoes Pause.
+func (s *service) Resume(ctx context.Context, r *task.ResumeRequest) (*emptypb.Empty, error) {
+	t, err := s.task(r.ID)
+	if err == nil {
+		err = t.c.Resume(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.pub.publish(topicResumed, &events.TaskResumed{ContainerID: r.ID})
+	return empty, nil
+}
+
+// Checkpoint is not implemented.
+func (s *service) Checkpoint(_ context.Context, r *task.CheckpointTaskRequest) (*emptypb.Empty, error) {
+	if _, err := s.task(r.ID); err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("checkpoint of a task: %w", errdefs.ErrNotImplemented)
+}
+
+// ResizePty sets the size of a process's terminal.
+func (s *service) ResizePty(ctx context.Context, r *task.ResizePtyRequest) (*emptypb.Empty, error) {
+	_, p, err := s.proc(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	return empty, p.p.Resize(ctx, r.Width, r.Height)
+}
+
+// CloseIO ends a process's stdin once its client has closed it.
+func (s *service) CloseIO(_ context.Context, r *task.CloseIORequest) (*emptypb.Empty, error) {
+	_, p, err := s.proc(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	if io := p.stdio(); io != nil && r.Stdin {
+		io.closeStdin()
+	}
+	return empty, nil
+}
+
+// Update changes a container's limits.
+func (s *service) Update(ctx context.Context, r *task.UpdateTaskRequest) (*emptypb.Empty, error) {
+	t, err := s.task(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	var res specs.LinuxResources
+	if err := json.Unmarshal(r.Resources.GetValue(), &res); err != nil {
+		return nil, fmt.Errorf("resources: not OCI Linux resources: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return empty, t.c.Update(ctx, &res)
+}
+
+// Stats reads a container's counters.
+func (s *service) Stats(ctx context.Context, r *task.StatsRequest) (*task.StatsResponse, error) {
+	t, err := s.task(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	st, err := t.c.Stats(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a, err := typeurl.MarshalAnyToProto(metrics(st))
+	if err != nil {
+		return nil, fmt.Errorf("stats: %w", err)
+	}
+	return &task.StatsResponse{Stats: &anypb.Any{TypeUrl: a.TypeUrl, Value: a.Value}}, nil
+}
+
+// Connect names the shim's and the task's host processes.
+func (s *service) Connect(_ context.Context, r *task.ConnectRequest) (*task.ConnectResponse, error) {
+	resp := &task.ConnectResponse{ShimPid: uint32(os.Getpid()), Version: "v3"}
+	if t, err := s.task(r.ID); err == nil {
+		resp.TaskPid = t.pid
+	}
+	return resp, nil
+}
+
+// Shutdown ends the pod when its last container is gone, and then this process.
+func (s *service) Shutdown(ctx context.Context, r *task.ShutdownRequest) (*emptypb.Empty, error) {
+	if !s.sb.Empty() && !r.Now {
+		return empty, nil
+	}
+	err := s.sb.Stop(ctx)
+	s.once.Do(func() { close(s.done) })
+	return empty, err
+}
