@@ -12,8 +12,9 @@ KERNEL_SERIES=6.1.0
 KERNEL_PACKAGE=linux-image-6.1.0-54-cloud-amd64
 CRUN_SOURCE_VERSION=1.8.1
 
-started=$SECONDS
-say() { printf '[%4ds] %s\n' $((SECONDS - started)) "$*" >&2; }
+# The clock of progress lines starts with the outermost script.
+export KATA_SETUP_STARTED="${KATA_SETUP_STARTED:-$(date +%s)}"
+say() { printf '[%4ds] %s\n' $(($(date +%s) - KATA_SETUP_STARTED)) "$*" >&2; }
 die() {
 	printf 'error: %s\n' "$*" >&2
 	exit 1

@@ -41,3 +41,17 @@ func Dir() (string, error) {
 	}
 	return dir, nil
 }
+
+// RustVirtiofsd is the path of the Rust virtio-fs daemon that scripts/setup.sh
+// unpacked; the C daemon of QEMU 7.2 is installed as /usr/lib/qemu/virtiofsd.
+func RustVirtiofsd() (string, error) {
+	dir, err := Dir()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "virtiofsd", "virtiofsd")
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("lab: virtiofsd: run scripts/setup.sh first: %w", err)
+	}
+	return path, nil
+}

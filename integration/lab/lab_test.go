@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -76,28 +77,35 @@ func TestRestartKeepsTasks(t *testing.T) {
 	// The cleanup's Stop must remove the running task without finding leftovers.
 }
 
-func TestStopReportsLeftProcess(t *testing.T) {
+func TestStopReportsLeftProcesses(t *testing.T) {
 	leak.Check(t)
 	ctx := t.Context()
 	c, err := Start(ctx, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := c.CtrCmd(ctx, "events")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	waited := make(chan error, 1)
-	go func() { waited <- cmd.Wait() }()
-	// ctr ends by itself when the daemon goes; stopped, it cannot.
-	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
+	// One by its environment, one by a path of the lab in its arguments.
+	marked := exec.Command("sleep", "1001")
+	marked.Env = []string{rootEnv + "=" + c.Root}
+	named := exec.Command("sh", "-c", "sleep 1002; :", c.Root+"/pods/x.sock")
+	named.Env = []string{}
+	waited := make(chan error, 2)
+	for _, cmd := range []*exec.Cmd{marked, named} {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		go func() { waited <- cmd.Wait() }()
 	}
 	err = c.Stop(ctx)
-	if err == nil || !strings.Contains(err.Error(), "ctr --address") || !strings.Contains(err.Error(), "had to be killed") {
-		t.Errorf("Stop: %v; want the left process named", err)
+	for _, want := range []string{"sleep 1001", "pods/x.sock"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Stop: %v; want %q named", err, want)
+		}
 	}
 	<-waited
+	<-waited
+	_ = syscall.Kill(-named.Process.Pid, syscall.SIGKILL) // the shell's own child
 	if err := c.Stop(ctx); err != nil {
 		t.Errorf("second Stop: %v", err)
 	}

@@ -18,13 +18,15 @@ import (
 const sweepDeadline = 5000
 
 // Processes are the pids of this lab's processes, the daemon and ctr commands
-// included: all that have inherited its environment mark.
+// included: all that have inherited its environment mark, and all that name a
+// path of a temporary Root in their arguments, as a VMM with an environment of
+// its own does.
 func (c *Containerd) Processes() ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("lab: processes: %w", err)
 	}
-	mark := []byte(rootEnv + "=" + c.Root + "\x00")
+	mark := []byte("\x00" + rootEnv + "=" + c.Root + "\x00")
 	var pids []int
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
@@ -32,8 +34,10 @@ func (c *Containerd) Processes() ([]int, error) {
 			continue
 		}
 		// A process that ends meanwhile cannot be read: it is none of ours any more.
-		env, err := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
-		if err == nil && bytes.Contains(append([]byte{0}, env...), append([]byte{0}, mark...)) {
+		env, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
+		marked := bytes.Contains(append([]byte{0}, env...), mark)
+		cmdline, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if marked || c.ownsRoot && bytes.Contains(cmdline, []byte(c.Root+"/")) {
 			pids = append(pids, pid)
 		}
 	}
