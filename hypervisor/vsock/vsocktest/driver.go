@@ -206,6 +206,9 @@ func (d *Driver) Tell(req uint32, payload []byte, fds []int) error {
 	return nil
 }
 
+// Truncate cuts the memory file to its lower region, as only a broken VMM does.
+func (d *Driver) Truncate() error { return d.memfd.Truncate(regionSize) }
+
 // SetMemTable hands over the guest's memory.
 func (d *Driver) SetMemTable() error {
 	fd := int(d.memfd.Fd())
