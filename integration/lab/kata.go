@@ -77,8 +77,9 @@ func quote(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }
 
-// leftPods names what the shims left in PodsDir. Plain files of the directory
-// itself belong to no pod.
+// leftPods names the pods' directories that the shims left in PodsDir. Files and
+// directories whose name begins with a dot belong to no pod: what the shims
+// remember from one pod to the next.
 func (c *Containerd) leftPods() error {
 	entries, err := os.ReadDir(c.PodsDir())
 	if errors.Is(err, os.ErrNotExist) {
@@ -89,7 +90,7 @@ func (c *Containerd) leftPods() error {
 	}
 	var errs []error
 	for _, e := range entries {
-		if e.IsDir() {
+		if e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
 			errs = append(errs, fmt.Errorf("pod directory %s was left", filepath.Join(c.PodsDir(), e.Name())))
 		}
 	}

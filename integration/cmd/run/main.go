@@ -59,18 +59,16 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := container(ctx, o); err != nil {
-		return err
-	}
+	ran := container(ctx, o)
+	// A failure must leave nothing either.
 	left, err := leak.Scope{}.Settle(before, leak.SettleTime)
-	if err != nil {
-		return err
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("left behind on this machine:\n%s", leak.Format(left))
 	}
-	if len(left) > 0 {
-		return fmt.Errorf("left behind on this machine:\n%s", leak.Format(left))
+	if err == nil {
+		fmt.Println("left behind        nothing")
 	}
-	fmt.Println("left behind        nothing")
-	return nil
+	return errors.Join(ran, err)
 }
 
 // container runs the container in a lab of its own, which is gone on return.
