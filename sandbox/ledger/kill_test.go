@@ -4,6 +4,7 @@ package ledger
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -32,6 +34,14 @@ func TestMain(m *testing.M) {
 		}
 		fmt.Println("failed:", err)
 		os.Exit(1)
+	}
+	if root := os.Getenv("LEDGER_TEST_REAPER"); root != "" {
+		fmt.Println("reaping")
+		if _, err := Reap(context.Background(), root, testKey); err != nil {
+			fmt.Println("failed:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
@@ -262,8 +272,100 @@ func TestKilledAtEachStep(t *testing.T) {
 	}
 }
 
+// A reaper may be killed as well: another one finishes its work.
+func TestKilledReaper(t *testing.T) {
+	link := "kl" + itoa(os.Getpid())
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	partly := 0
+	for delay := range 6 {
+		root := t.TempDir()
+		if what := runVictim(t, root, 1000); what != "end" {
+			t.Fatalf("victim stopped at %s", what)
+		}
+		before := len(remains(t, root, link))
+		cmd := exec.Command(exe)
+		cmd.Env = append(os.Environ(), "LEDGER_TEST_REAPER="+root)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := bufio.NewReader(out).ReadString('\n'); err != nil { // it begins now
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(delay) * 800 * time.Microsecond)
+		_ = cmd.Process.Kill() // it may have ended
+		_ = cmd.Wait()
+		if n := len(remains(t, root, link)); n > 0 && n < before {
+			partly++
+		}
+		if _, err := Reap(t.Context(), root, testKey); err != nil {
+			t.Error(err)
+		}
+		if left := remains(t, root, link); len(left) != 0 {
+			t.Errorf("left %v", left)
+		}
+	}
+	t.Logf("%d of 6 reapers were killed half way", partly)
+}
+
+// WaitDead waits for a dying shim, and KillShim helps one along.
+func TestWaitDeadAndKillShim(t *testing.T) {
+	root := t.TempDir()
+	if err := errors.Join(WaitDead(t.Context(), root, testKey), KillShim(t.Context(), root, testKey)); err != nil {
+		t.Errorf("no such sandbox: %v", err)
+	}
+	own := create(t, root)
+	if err := KillShim(t.Context(), root, testKey); !errors.Is(err, ErrAlive) {
+		t.Errorf("KillShim of this process: %v", err)
+	}
+	if err := own.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cmd, in := startVictim(t, root, 0)
+	defer in.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := WaitDead(ctx, root, testKey); !errors.Is(err, ErrAlive) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("WaitDead of a live shim: %v", err)
+	}
+	waited := make(chan error, 1)
+	go func() { waited <- WaitDead(t.Context(), root, testKey) }()
+	if err := KillShim(t.Context(), root, testKey); err != nil {
+		t.Error(err)
+	}
+	if err := <-waited; err != nil {
+		t.Error(err)
+	}
+	reap(t, root)
+	_ = cmd.Wait() // killed
+}
+
 // runVictim starts a child, waits until it is at the point, kills it and says where it was.
 func runVictim(t *testing.T, root string, point int) string {
+	t.Helper()
+	cmd, in := startVictim(t, root, point)
+	defer in.Close()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // killed
+	return in.at
+}
+
+// victimStdin keeps a victim blocked; at is where it is.
+type victimStdin struct {
+	io.Closer
+	at string
+}
+
+// startVictim starts a child and waits until it is at the point.
+func startVictim(t *testing.T, root string, point int) (*exec.Cmd, victimStdin) {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -275,7 +377,6 @@ func runVictim(t *testing.T, root string, point int) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer in.Close()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -284,19 +385,13 @@ func runVictim(t *testing.T, root string, point int) string {
 		t.Fatal(err)
 	}
 	s, _ := bufio.NewReader(out).ReadString('\n')
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = cmd.Wait() // killed
 	s = strings.TrimSpace(s)
 	what, ok := strings.CutPrefix(s, "reached: ")
 	if !ok && s != "end" {
+		_ = cmd.Wait()
 		t.Fatalf("child: %q", s)
 	}
-	if !ok {
-		what = s
-	}
-	return what
+	return cmd, victimStdin{Closer: in, at: what}
 }
 
 // remains lists what a victim has left on the machine.

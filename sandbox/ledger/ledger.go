@@ -176,6 +176,9 @@ func Adopt(root, key string, lock *os.File) (*Ledger, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ledger: adopt: %w", err)
 	}
+	// An inherited descriptor is not close-on-exec: a child that kept it would keep
+	// the sandbox "alive" after the shim's death.
+	unix.CloseOnExec(int(lock.Fd()))
 	l := &Ledger{dir: dir, lock: lock, file: f, last: c.last, live: map[Token]Entry{}}
 	for _, n := range c.live {
 		l.live[Token(n.N)] = n.Entry

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const testKey = "0123456789abcdef"
@@ -161,11 +163,17 @@ func TestAdopt(t *testing.T) {
 	if _, err := Adopt(root, testKey, stranger); err == nil {
 		t.Error("a lock that another description holds was adopted")
 	}
+	if _, err := unix.FcntlInt(l.LockFile().Fd(), unix.F_SETFD, 0); err != nil { // as a child finds it
+		t.Fatal(err)
+	}
 	a, err := Adopt(root, testKey, l.LockFile())
 	if err != nil {
 		t.Fatal(err)
 	}
 	l.file.Close()
+	if flags, err := unix.FcntlInt(a.LockFile().Fd(), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+		t.Errorf("the adopted lock is inherited by children: flags %#x, %v", flags, err)
+	}
 	if e := a.Entries(); len(e) != 1 || e[0].Path != root+"/a" {
 		t.Fatalf("entries %v", e)
 	}
@@ -405,6 +413,28 @@ func TestReapersExcludeEachOther(t *testing.T) {
 		wg.Wait()
 		if _, err := os.Lstat(filepath.Join(root, testKey)); err == nil {
 			t.Fatal("not removed")
+		}
+	}
+}
+
+func BenchmarkLife(b *testing.B) {
+	root := b.TempDir()
+	for b.Loop() {
+		l, err := Create(root, testKey, Meta{Sandbox: "pod1"})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for range 10 {
+			tok, err := l.Record(File(root + "/a"))
+			if err == nil {
+				err = l.Forget(tok)
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := l.Close(); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

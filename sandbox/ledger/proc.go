@@ -93,7 +93,7 @@ func pollFd(ctx context.Context, fd int, events int16) error {
 		case fds[0].Revents != 0:
 			return nil
 		default:
-			return fmt.Errorf("still alive after SIGKILL: %w", context.Cause(ctx))
+			return fmt.Errorf("the process is still there: %w", context.Cause(ctx))
 		}
 	}
 }
