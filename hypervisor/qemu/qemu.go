@@ -212,6 +212,7 @@ func (s *start) exec(context.Context) error {
 		thread.Close()
 		return fmt.Errorf("start %s: %w", s.h.o.Path, err)
 	}
+	s.inherit.close() // or QEMU's end would not end what reads from it
 	vm.run(cmd, thread, console)
 	s.undo = append(s.undo, func() { vm.kill(); <-vm.done })
 	if s.c.Started != nil {
@@ -239,7 +240,7 @@ func (s *start) qmp(ctx context.Context) error {
 	if errors.Is(err, errQMPClosed) || errors.Is(err, syscall.EPIPE) {
 		// QEMU has gone; its own words on stderr are complete once it was waited for.
 		<-s.vm.done
-		err = s.vm.exitErr()
+		err = s.vm.endErr()
 	}
 	if err != nil {
 		return err

@@ -38,7 +38,7 @@ type VM struct {
 	mu       sync.Mutex
 	stopping bool   // guarded by mu; an end from now on is orderly
 	shutdown string // guarded by mu; reason of QEMU's SHUTDOWN event
-	err      error  // guarded by mu; set before done is closed
+	end      string // guarded by mu; how the process ended, set before done is closed
 }
 
 // run takes over a started process.
@@ -58,39 +58,24 @@ func (vm *VM) run(cmd *exec.Cmd, thread *spawn.Thread, console io.Closer) {
 
 // finish publishes why the process ended.
 func (vm *VM) finish(werr error) {
-	vm.mu.Lock()
-	if !vm.stopping {
-		vm.err = vm.describe(werr)
-	}
-	vm.mu.Unlock()
-	close(vm.done)
-}
-
-// describe is called with mu held.
-func (vm *VM) describe(werr error) error {
 	why := "exit status 0"
 	if werr != nil {
 		why = werr.Error()
 	}
+	vm.mu.Lock()
 	if vm.shutdown != "" {
 		why += " after " + vm.shutdown
 	}
-	msg := "QEMU ended: " + why
-	if s := vm.stderr.String(); s != "" {
-		msg += "; stderr: " + s
-	}
-	if s := vm.console.String(); s != "" {
-		msg += "; guest console: " + s
-	}
-	return errors.New(msg)
+	vm.end = "QEMU ended: " + why
+	vm.mu.Unlock()
+	close(vm.done)
 }
 
-// exitErr is the cause of an end before the machine ran.
-func (vm *VM) exitErr() error {
-	if err := vm.Err(); err != nil {
-		return err
-	}
-	return errors.New("QEMU ended")
+// endErr is how the process ended, without what it said.
+func (vm *VM) endErr() error {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	return errors.New(vm.end)
 }
 
 func (vm *VM) copyConsole(r io.Reader) {
@@ -133,7 +118,7 @@ func (vm *VM) WaitReady(ctx context.Context) error {
 	case <-vm.ready:
 		return nil
 	case <-vm.done:
-		return vm.exitErr()
+		return vm.endErr()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -188,8 +173,18 @@ func (vm *VM) Err() error {
 		return nil
 	}
 	vm.mu.Lock()
-	defer vm.mu.Unlock()
-	return vm.err
+	orderly, msg := vm.stopping, vm.end
+	vm.mu.Unlock()
+	if orderly {
+		return nil
+	}
+	if s := vm.stderr.String(); s != "" {
+		msg += "; stderr: " + s
+	}
+	if s := vm.console.String(); s != "" {
+		msg += "; guest console: " + s
+	}
+	return errors.New(msg)
 }
 
 // Info implements hypervisor.VM.
