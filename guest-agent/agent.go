@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guestagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/guest-agent/agentlog"
+	"github.com/kata-v2/kata/guest-agent/boot"
+	"github.com/kata-v2/kata/guest-agent/cgroups"
+	"github.com/kata-v2/kata/guest-agent/devices"
+	"github.com/kata-v2/kata/guest-agent/engine"
+	"github.com/kata-v2/kata/guest-agent/network"
+	"github.com/kata-v2/kata/guest-agent/pod"
+	"github.com/kata-v2/kata/guest-agent/reaper"
+	"github.com/kata-v2/kata/guest-agent/rpc"
+	"github.com/kata-v2/kata/guest-agent/storage"
+	"github.com/kata-v2/kata/guest-agent/streams"
+	"github.com/kata-v2/kata/guest-agent/vsocket"
+	"github.com/kata-v2/kata/protocols"
+)
+
+// readyTimeout bounds the ready dial: a host that does not take it dials us instead.
+const readyTimeout = 5 * time.Second
+
+// agent is what Run puts together.
+type agent struct {
+	version string
+	params  boot.Params
+	sink    *agentlog.Sink
+	log     *slog.Logger
+	modules *boot.Modules
+	reaper  *reaper.Reaper
+	hub     *streams.Hub
+	wg      sync.WaitGroup // every goroutine of the agent
+	times   []any          // phases, for one log line
+	last    time.Time
+}
+
+// Run is PID 1: it boots user space and serves until ctx is done. An error means
+// that the guest is of no use; the caller ends it.
+func Run(ctx context.Context, version string) error {
+	a := &agent{version: version, reaper: reaper.New(), hub: streams.NewHub(), last: time.Now()}
+	a.mark("t_kernel", sinceBoot())
+	if err := a.boot(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer a.wg.Wait()
+	defer cancel()
+	return a.serve(ctx)
+}
+
+// sinceBoot is how long the kernel has been running.
+func sinceBoot() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+// mark notes how long a phase took, in milliseconds.
+func (a *agent) mark(name string, d time.Duration) {
+	a.times = append(a.times, name, float64(d.Microseconds())/1000)
+	a.last = time.Now()
+}
+
+func (a *agent) phase(name string) { a.mark(name, time.Since(a.last)) }
+
+// boot does what has to be there before the first connection, and nothing else.
+func (a *agent) boot() error {
+	if err := boot.Mount(); err != nil {
+		return err
+	}
+	a.phase("t_mount")
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	var bad []string
+	a.params, bad = boot.ParseCmdline(string(cmdline))
+	var out *os.File
+	if a.params.LogPort == 0 {
+		out = os.Stdout
+		a.sink = agentlog.NewSink(out)
+	} else {
+		a.sink = agentlog.NewSink(nil)
+	}
+	a.log = agentlog.New(a.sink, a.params.LogLevel)
+	for _, b := range bad {
+		a.log.Warn(b)
+	}
+	if a.modules, err = boot.OpenModules(boot.ModuleDir); err != nil {
+		return err
+	}
+	if err := a.modules.Ensure(boot.GroupBoot); err != nil {
+		return err
+	}
+	a.phase("t_modules")
+	if err := boot.RaiseFileLimit(); err != nil {
+		a.log.Warn("limit of open files", agentlog.KeyError, err.Error())
+	}
+	return nil
+}
+
+// goRun starts a goroutine that Run waits for.
+func (a *agent) goRun(f func()) {
+	a.wg.Add(1)
+	go func() { defer a.wg.Done(); f() }()
+}
+
+func (a *agent) serve(ctx context.Context) error {
+	a.goRun(func() { a.reaper.Run(ctx) })
+	svc, err := a.service(ctx)
+	if err != nil {
+		return err
+	}
+	srv, err := rpc.NewServer(svc)
+	if err != nil {
+		return err
+	}
+	l, err := vsocket.Listen(a.params.ServerCID, a.params.ServerPort)
+	if err != nil {
+		return err
+	}
+	if svc.Streams {
+		stdio, err := vsocket.Listen(vsocket.AnyCID, a.params.StdioPort)
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
+		a.goRun(func() { a.hub.Serve(ctx, stdio, streams.ByPeerPort) })
+	}
+	failed := make(chan error, 1)
+	a.goRun(func() { failed <- srv.Serve(ctx, l) })
+	a.phase("t_listen")
+	// Both ports accept by now: connections queue in the kernel.
+	a.goRun(func() { a.ready(ctx) })
+	defer srv.Close()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve %v: %w", l.Addr(), err)
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// service puts the parts behind the RPCs together. Nothing here touches the
+// kernel: what an RPC needs is made when the first one needs it.
+func (a *agent) service(ctx context.Context) (*rpc.Service, error) {
+	finder := &devices.Finder{Sys: "/sys", Dev: "/dev", Timeout: a.params.HotplugTimeout}
+	store := storage.NewManager(a.modules, finder, protocols.GuestRunDir)
+	groups := sync.OnceValues(func() (*cgroups.Manager, error) { return a.groups(ctx) })
+	p := pod.New(pod.Config{
+		Engine: engine.NewCrun(engine.CrunPath, "/run/crun", a.reaper),
+		Group: func(id string) (pod.Group, error) {
+			m, err := groups()
+			if err != nil {
+				return nil, err
+			}
+			return m.Create(id)
+		},
+		Storage: store, Finder: finder, Hub: a.hub, Modules: a.modules, Params: a.params, Log: a.log,
+		RunDir: protocols.GuestRunDir, NSDir: "/var/run/sandbox-ns", SysctlDir: "/proc/sys",
+	})
+	return &rpc.Service{
+		AgentVersion: a.version, Pod: p, Storage: store, Modules: a.modules, Finder: finder,
+		Network: network.Config{HotplugTimeout: a.params.HotplugTimeout, ByPCI: finder.NetByPCI},
+		Reaper:  a.reaper, Sink: a.sink, Log: a.log,
+		SharedDir: protocols.GuestSharedDir, Streams: a.params.StdioPort != 0,
+	}, nil
+}
+
+// groups makes the cgroup manager, on the first container.
+func (a *agent) groups(ctx context.Context) (*cgroups.Manager, error) {
+	w, err := cgroups.NewWatcher()
+	if err != nil {
+		return nil, err
+	}
+	a.goRun(func() { w.Run(ctx) })
+	return cgroups.New(boot.CgroupRoot, w)
+}
+
+// ready tells the host, then does what can wait until after that.
+func (a *agent) ready(ctx context.Context) {
+	if a.params.ReadyPort != 0 {
+		c, err := vsocket.Dial(vsocket.HostCID, a.params.ReadyPort, readyTimeout)
+		if err != nil {
+			a.log.Warn("ready dial", agentlog.KeyPort, a.params.ReadyPort, agentlog.KeyError, err.Error())
+		} else {
+			c.Close()
+		}
+	}
+	a.phase("t_ready")
+	if err := boot.LoopbackUp(); err != nil {
+		a.log.Error("loopback", agentlog.KeyError, err.Error())
+	}
+	if err := a.modules.Ensure(boot.GroupFS); err != nil {
+		a.log.Error("file system modules", agentlog.KeyError, err.Error())
+	}
+	a.phase("t_fs")
+	a.log.Info("agent ready", append([]any{"version", a.version}, a.times...)...)
+	if a.params.LogPort != 0 {
+		a.serveOn(a.params.LogPort, func(l net.Listener) { a.sink.Serve(ctx, l) })
+	}
+	if a.params.DebugConsole {
+		a.debugConsole(ctx)
+	}
+}
+
+func (a *agent) serveOn(port uint32, f func(net.Listener)) {
+	l, err := vsocket.Listen(vsocket.AnyCID, port)
+	if err != nil {
+		a.log.Error("listen", agentlog.KeyPort, port, agentlog.KeyError, err.Error())
+		return
+	}
+	a.goRun(func() { f(l) })
+}
+
+// Fatal says on the console why the guest ends.
+func Fatal(err error) {
+	msg := strings.ReplaceAll(err.Error(), "\n", "; ")
+	fmt.Fprintf(os.Stderr, "%s: fatal: %s\n", filepath.Base(os.Args[0]), msg)
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cgroups
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"runtime"
+	"unsafe"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/guest-agent/fault"
+)
+
+// SetDevices restricts which device nodes the group may make, read and write.
+// cgroup v2 has no file for it: a BPF program of type CGROUP_DEVICE answers for
+// every access (Linux include/uapi/linux/bpf.h, struct bpf_cgroup_dev_ctx). No
+// rules leave the group unrestricted. The last rule that matches decides.
+func (g *Group) SetDevices(rules []specs.LinuxDeviceCgroup) error {
+	if len(rules) == 0 {
+		return nil
+	}
+	prog, err := deviceProgram(rules)
+	if err != nil {
+		return err
+	}
+	dir, err := os.Open(g.dir)
+	if err != nil {
+		return fmt.Errorf("device rules: %w", err)
+	}
+	defer dir.Close()
+	fd, err := loadProgram(prog)
+	if err != nil {
+		return fmt.Errorf("device rules: load BPF program: %w", err)
+	}
+	defer unix.Close(fd) // the attachment keeps it
+	attr := struct{ target, prog, kind, flags uint32 }{uint32(dir.Fd()), uint32(fd), unix.BPF_CGROUP_DEVICE, 0}
+	if err := bpf(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil {
+		return fmt.Errorf("device rules: attach BPF program: %w", err)
+	}
+	return nil
+}
+
+// insn is one eBPF instruction (Documentation/bpf/instruction-set.rst).
+type insn struct {
+	op       byte
+	dst, src byte
+	off      int16
+	imm      int32
+}
+
+const (
+	opLoadW  = unix.BPF_LDX | unix.BPF_MEM | unix.BPF_W
+	opAnd    = unix.BPF_ALU | unix.BPF_AND | unix.BPF_K
+	opRsh    = unix.BPF_ALU | unix.BPF_RSH | unix.BPF_K
+	opMovReg = unix.BPF_ALU | unix.BPF_MOV | unix.BPF_X
+	opMovImm = unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_K
+	opJne    = unix.BPF_JMP | unix.BPF_JNE | unix.BPF_K
+	opJneReg = unix.BPF_JMP | unix.BPF_JNE | unix.BPF_X
+	opExit   = unix.BPF_JMP | unix.BPF_EXIT
+
+	regRet, regTmp, regCtx                      = 0, 1, 1
+	regType, regAccess, regMajor, regMinor byte = 2, 3, 4, 5
+)
+
+var accessBits = map[rune]int32{'m': unix.BPF_DEVCG_ACC_MKNOD, 'r': unix.BPF_DEVCG_ACC_READ, 'w': unix.BPF_DEVCG_ACC_WRITE}
+
+// deviceProgram compiles rules: the last one is asked first; none matching means refused.
+func deviceProgram(rules []specs.LinuxDeviceCgroup) ([]insn, error) {
+	prog := []insn{
+		{op: opLoadW, dst: regType, src: regCtx, off: 0}, // access_type: access << 16 | type
+		{op: opMovReg, dst: regAccess, src: regType},
+		{op: opAnd, dst: regType, imm: 0xffff},
+		{op: opRsh, dst: regAccess, imm: 16},
+		{op: opLoadW, dst: regMajor, src: regCtx, off: 4},
+		{op: opLoadW, dst: regMinor, src: regCtx, off: 8},
+	}
+	for i := len(rules) - 1; i >= 0; i-- {
+		block, all, err := ruleBlock(rules[i])
+		if err != nil {
+			return nil, fmt.Errorf("device rule %d: %w", i, err)
+		}
+		prog = append(prog, block...)
+		if all {
+			return prog, nil // nothing gets past it
+		}
+	}
+	return append(prog, verdict(false)...), nil
+}
+
+func verdict(allow bool) []insn {
+	v := insn{op: opMovImm, dst: regRet}
+	if allow {
+		v.imm = 1
+	}
+	return []insn{v, {op: opExit}}
+}
+
+// ruleBlock checks one rule and answers when it matches; all says that it always does.
+func ruleBlock(r specs.LinuxDeviceCgroup) (block []insn, all bool, err error) {
+	var conds []insn
+	switch r.Type {
+	case "a", "":
+		// "a" names every device, whatever the numbers and the access say.
+		return verdict(r.Allow), true, nil
+	case "b":
+		conds = append(conds, insn{op: opJne, dst: regType, imm: unix.BPF_DEVCG_DEV_BLOCK})
+	case "c", "u":
+		conds = append(conds, insn{op: opJne, dst: regType, imm: unix.BPF_DEVCG_DEV_CHAR})
+	default:
+		return nil, false, fault.New(fault.InvalidArgument, "type %q: want a, b, c or u", r.Type)
+	}
+	var access int32
+	for _, c := range r.Access {
+		bit, ok := accessBits[c]
+		if !ok {
+			return nil, false, fault.New(fault.InvalidArgument, "access %q: want letters of rwm", r.Access)
+		}
+		access |= bit
+	}
+	if access == 0 {
+		return nil, false, fault.New(fault.InvalidArgument, "access is empty: want letters of rwm")
+	}
+	const every = unix.BPF_DEVCG_ACC_MKNOD | unix.BPF_DEVCG_ACC_READ | unix.BPF_DEVCG_ACC_WRITE
+	if access != every {
+		// Allow: every wanted bit must be in the rule. Deny: any bit suffices.
+		conds = append(conds, accessCond(access, r.Allow)...)
+	}
+	if r.Major != nil && *r.Major >= 0 {
+		conds = append(conds, insn{op: opJne, dst: regMajor, imm: int32(*r.Major)})
+	}
+	if r.Minor != nil && *r.Minor >= 0 {
+		conds = append(conds, insn{op: opJne, dst: regMinor, imm: int32(*r.Minor)})
+	}
+	block = append(conds, verdict(r.Allow)...)
+	for i := range conds {
+		if op := block[i].op; op == opJne || op == opJneReg || op == opJeqZero {
+			block[i].off = int16(len(block) - i - 1) // past this rule
+		}
+	}
+	return block, false, nil
+}
+
+const opJeqZero = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+
+func accessCond(access int32, allow bool) []insn {
+	mask := []insn{
+		{op: unix.BPF_ALU | unix.BPF_MOV | unix.BPF_X, dst: regTmp, src: regAccess},
+		{op: opAnd, dst: regTmp, imm: access},
+	}
+	if allow {
+		return append(mask, insn{op: opJneReg, dst: regTmp, src: regAccess})
+	}
+	return append(mask, insn{op: opJeqZero, dst: regTmp, imm: 0})
+}
+
+func encode(prog []insn) []byte {
+	b := make([]byte, 0, 8*len(prog))
+	for _, in := range prog {
+		regs := in.dst | in.src<<4
+		b = append(b, in.op, regs)
+		b = binary.NativeEndian.AppendUint16(b, uint16(in.off))
+		b = binary.NativeEndian.AppendUint32(b, uint32(in.imm))
+	}
+	return b
+}
+
+func loadProgram(prog []insn) (int, error) {
+	code := encode(prog)
+	license := []byte("Apache-2.0\x00")
+	// The head of union bpf_attr for BPF_PROG_LOAD.
+	attr := struct {
+		kind, count      uint32
+		insns, license   uint64
+		logLevel, logLen uint32
+		log              uint64
+	}{
+		kind: unix.BPF_PROG_TYPE_CGROUP_DEVICE, count: uint32(len(prog)),
+		insns: uint64(uintptr(unsafe.Pointer(&code[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0]))),
+	}
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	runtime.KeepAlive(code)
+	runtime.KeepAlive(license)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(fd), nil
+}
+
+func bpf(cmd uintptr, attr unsafe.Pointer, size uintptr) error {
+	if _, _, errno := unix.Syscall(unix.SYS_BPF, cmd, uintptr(attr), size); errno != 0 {
+		return errno
+	}
+	return nil
+}

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/guest-agent/engine"
+	"github.com/kata-v2/kata/guest-agent/fault"
+	"github.com/kata-v2/kata/guest-agent/ocispec"
+	"github.com/kata-v2/kata/protocols/agentpb"
+)
+
+// State is where a container is in its life; see the package's drawing.
+type State int
+
+// The states of a container.
+const (
+	Created State = iota
+	Running
+	Paused
+	Stopped
+)
+
+var stateNames = [...]string{"created", "running", "paused", "stopped"}
+
+// String is the state's name in the drawing.
+func (s State) String() string {
+	if int(s) < len(stateNames) {
+		return stateNames[s]
+	}
+	return "state " + strconv.Itoa(int(s))
+}
+
+// Container is one container of the pod.
+type Container struct {
+	ID string
+
+	pod       *Pod
+	bundle    string
+	group     Group
+	storages  []string // mount points, in the order they were made
+	poststart bool
+	poststop  bool
+	watchers  sync.WaitGroup // of processes and of the OOM counter
+	launches  sync.WaitGroup // Exec calls under way
+	removeMu  sync.Mutex     // only tried, never waited for: one RemoveContainer works at a time
+
+	// open ends when removal begins, life when its processes are gone; life
+	// frees what still waits for output, bounded by drain.
+	open, life context.Context
+	shut, end  context.CancelFunc
+
+	mu    sync.Mutex
+	state State               // guarded by mu
+	init  *Process            // set before the container is published
+	execs map[string]*Process // guarded by mu; nil value: being launched
+	nexec int                 // guarded by mu; makes file names
+	drain context.Context     // guarded by mu; set before life ends
+}
+
+// Init is the container's first process.
+func (c *Container) Init() *Process { return c.init }
+
+func (c *Container) drainContext() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.drain == nil {
+		return context.Background()
+	}
+	return c.drain
+}
+
+// processGone is called once for each process, before its waiters are told.
+func (c *Container) processGone(pr *Process) {
+	if pr != c.init {
+		return
+	}
+	c.mu.Lock()
+	c.state = Stopped
+	c.mu.Unlock()
+}
+
+// Process finds a process: the init when execID is empty or the container's id.
+func (c *Container) Process(execID string) (*Process, error) {
+	if execID == "" || execID == c.ID {
+		return c.init, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if pr := c.execs[execID]; pr != nil {
+		return pr, nil
+	}
+	return nil, fault.New(fault.NotFound, "container %s has no process %q", c.ID, execID)
+}
+
+// expect refuses when the container is in none of the wanted states.
+func (c *Container) expect(want ...State) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, w := range want {
+		if c.state == w {
+			return nil
+		}
+	}
+	return fault.New(fault.FailedPrecondition, "container %s is %v: want %v", c.ID, c.state, want)
+}
+
+// become sets the state unless the container has stopped meanwhile.
+func (c *Container) become(s State) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != Stopped {
+		c.state = s
+	}
+}
+
+// Start lets the init run its program.
+func (c *Container) Start(ctx context.Context) error {
+	if err := c.expect(Created); err != nil {
+		return err
+	}
+	// Before the program runs: it may end before Start returns.
+	c.become(Running)
+	if err := c.pod.cfg.Engine.Start(ctx, c.ID, c.poststart); err != nil {
+		c.mu.Lock()
+		if c.state == Running {
+			c.state = Created
+		}
+		c.mu.Unlock()
+		return err
+	}
+	return nil
+}
+
+// Exec runs one more process, under the name execID.
+func (c *Container) Exec(ctx context.Context, execID string, p *agentpb.Process, ports Ports) error {
+	if execID == "" || execID == c.ID {
+		return fault.New(fault.InvalidArgument, "exec_id %q: want one that is not the container's", execID)
+	}
+	spec, err := ocispec.Process(p)
+	if err != nil {
+		return err
+	}
+	name, err := c.reserve(execID)
+	if err != nil {
+		return err
+	}
+	defer c.launches.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(c.open, cancel) // removal does not wait for a slow launch
+	defer stop()
+	if err := c.execAs(ctx, execID, name, spec, ports); err != nil {
+		c.mu.Lock()
+		delete(c.execs, execID)
+		c.mu.Unlock()
+		return err
+	}
+	return nil
+}
+
+func (c *Container) execAs(ctx context.Context, execID, name string, spec *specs.Process, ports Ports) error {
+	set, err := c.pod.openStreams(ctx, ports, spec.Terminal)
+	if err != nil {
+		return err
+	}
+	ep, err := c.launch(ctx, engine.Exec{ID: c.ID, Bundle: c.bundle, Name: name, Spec: spec, Stdio: set.Child()})
+	if err != nil {
+		set.Abort()
+		return err
+	}
+	c.adopt(execID, ep, set, func(pr *Process) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.execs[execID] = pr
+	})
+	return nil
+}
+
+// reserve takes the name execID in a running container, and a place among the
+// launches, so that removal waits for this call. It answers a file name.
+func (c *Container) reserve(execID string) (string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != Running {
+		return "", fault.New(fault.FailedPrecondition, "container %s is %v: exec wants it running", c.ID, c.state)
+	}
+	if _, taken := c.execs[execID]; taken {
+		return "", fault.New(fault.AlreadyExists, "container %s has a process %q already", c.ID, execID)
+	}
+	c.execs[execID] = nil
+	c.nexec++
+	c.launches.Add(1)
+	return "exec" + strconv.Itoa(c.nexec), nil
+}
+
+// launch runs the engine inside the container's cgroup. A workload that manages
+// cgroups itself may have made the group one that only groups below it hold
+// processes (cgroup-v2.rst, "no internal process"): then next to its init.
+func (c *Container) launch(ctx context.Context, e engine.Exec) (*engine.Process, error) {
+	dir, err := c.group.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	e.Cgroup = dir
+	ep, err := c.pod.cfg.Engine.Exec(ctx, e)
+	if !errors.Is(err, unix.EBUSY) {
+		return ep, err
+	}
+	below, err := cgroupOf(c.init.PID())
+	if err != nil {
+		return nil, fmt.Errorf("exec: cgroup of the container's init: %w", err)
+	}
+	dir2, err := os.OpenFile(below, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer dir2.Close()
+	e.Cgroup = dir2
+	return c.pod.cfg.Engine.Exec(ctx, e)
+}
+
+// Signal sends sig to one process. KILL with no execID goes to the whole container.
+func (c *Container) Signal(execID string, sig unix.Signal) error {
+	if execID == "" && sig == unix.SIGKILL {
+		if c.init.exited() {
+			if pids, err := c.group.Procs(); err == nil && len(pids) == 0 {
+				return fault.New(fault.NotFound, "container %s has finished", c.ID)
+			}
+		}
+		return c.group.Kill()
+	}
+	pr, err := c.Process(execID)
+	if err != nil {
+		return err
+	}
+	if pr.exited() {
+		return fault.New(fault.NotFound, "process %q of container %s has finished", execID, c.ID)
+	}
+	return pr.eng.Signal(sig)
+}
+
+// Wait returns the status of a process once it is gone: the exit code, or 128
+// plus the number of the signal.
+func (c *Container) Wait(ctx context.Context, execID string) (int, error) {
+	pr, err := c.Process(execID)
+	if err != nil {
+		return 0, err
+	}
+	st, err := c.wait(ctx, pr)
+	return st.Code, err
+}
+
+// Pause stops every process of the container; Resume lets them go on.
+func (c *Container) Pause(ctx context.Context) error {
+	if err := c.expect(Running); err != nil {
+		return err
+	}
+	if err := c.group.Freeze(ctx, true); err != nil {
+		return errors.Join(err, c.group.Freeze(context.WithoutCancel(ctx), false))
+	}
+	c.become(Paused)
+	return nil
+}
+
+// Resume is the opposite of Pause.
+func (c *Container) Resume(ctx context.Context) error {
+	if err := c.expect(Paused); err != nil {
+		return err
+	}
+	if err := c.group.Freeze(ctx, false); err != nil {
+		return err
+	}
+	c.become(Running)
+	return nil
+}
+
+// Update changes the limits.
+func (c *Container) Update(r *agentpb.LinuxResources) error {
+	res := ocispec.Resources(r)
+	if res == nil {
+		return fault.New(fault.InvalidArgument, "resources are missing")
+	}
+	if err := c.group.Apply(res); err != nil {
+		return err
+	}
+	return c.group.SetDevices(res.Devices)
+}
+
+// Stats reads the counters of the container's cgroup.
+func (c *Container) Stats() (*agentpb.CgroupStats, error) { return c.group.Stats() }
+
+// PID is one process of a container as the guest sees it.
+type PID struct {
+	PID    int    `json:"pid"`
+	ExecID string `json:"exec_id"`
+}
+
+// PIDs lists the container's processes. ExecID is the container's id for the
+// init, the exec's for the first process of one, and empty for their descendants.
+func (c *Container) PIDs() ([]PID, error) {
+	pids, err := c.group.Procs()
+	if err != nil {
+		return nil, err
+	}
+	names := map[int]string{c.init.PID(): c.ID}
+	c.mu.Lock()
+	for id, pr := range c.execs {
+		if pr != nil {
+			names[pr.PID()] = id
+		}
+	}
+	c.mu.Unlock()
+	out := make([]PID, 0, len(pids))
+	for _, pid := range pids {
+		out = append(out, PID{PID: pid, ExecID: names[pid]})
+	}
+	return out, nil
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rpc
+
+import (
+	"context"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/kata-v2/kata/guest-agent/boot"
+	"github.com/kata-v2/kata/guest-agent/fault"
+	"github.com/kata-v2/kata/guest-agent/pod"
+	"github.com/kata-v2/kata/guest-agent/storage"
+	"github.com/kata-v2/kata/protocols"
+	"github.com/kata-v2/kata/protocols/agentpb"
+	"github.com/kata-v2/kata/protocols/typespb"
+)
+
+// CreateSandbox sets the pod up.
+func (s *Service) CreateSandbox(ctx context.Context, req *agentpb.CreateSandboxRequest) (*emptypb.Empty, error) {
+	return empty, s.Pod.CreateSandbox(ctx, req)
+}
+
+// destroyTimeout bounds DestroySandbox when the caller set no deadline.
+const destroyTimeout = 30 * time.Second
+
+// DestroySandbox removes every container, unmounts and syncs. The host ends the machine.
+func (s *Service) DestroySandbox(ctx context.Context, _ *agentpb.DestroySandboxRequest) (*emptypb.Empty, error) {
+	ctx, cancel := context.WithTimeout(ctx, destroyTimeout)
+	defer cancel()
+	return empty, s.Pod.Destroy(ctx)
+}
+
+// GetGuestDetails says what this agent and its kernel can do.
+func (s *Service) GetGuestDetails(_ context.Context, req *agentpb.GuestDetailsRequest) (*agentpb.GuestDetailsResponse, error) {
+	resp := &agentpb.GuestDetailsResponse{AgentDetails: &agentpb.AgentDetails{
+		Version: s.AgentVersion, InitDaemon: os.Getpid() == 1, DeviceHandlers: pod.DeviceTypes(),
+		StorageHandlers: storage.Drivers(), SupportsSeccomp: true,
+		ExtraFeatures: []string{protocols.FeatureReadyDial, FeaturePIDs},
+	}}
+	if s.Streams {
+		resp.AgentDetails.ExtraFeatures = append(resp.AgentDetails.ExtraFeatures, protocols.FeatureStdioStreams)
+	}
+	const memory = "/sys/devices/system/memory/"
+	if req.MemBlockSize {
+		// Absent without memory hot-plug: 0 says so.
+		if b, err := os.ReadFile(memory + "block_size_bytes"); err == nil {
+			resp.MemBlockSizeBytes, _ = strconv.ParseUint(strings.TrimSpace(string(b)), 16, 64)
+		}
+	}
+	if req.MemHotplugProbe {
+		_, err := os.Stat(memory + "probe")
+		resp.SupportMemHotplugProbe = err == nil
+	}
+	return resp, nil
+}
+
+// network runs f with the driver loaded and no other change under way.
+func (s *Service) network(f func() error) error {
+	if err := s.Modules.Ensure(boot.GroupNet); err != nil {
+		return err
+	}
+	s.netMu.Lock()
+	defer s.netMu.Unlock()
+	return f()
+}
+
+// UpdateInterface configures one interface.
+func (s *Service) UpdateInterface(ctx context.Context, req *agentpb.UpdateInterfaceRequest) (out *typespb.Interface, err error) {
+	err = s.network(func() error {
+		out, err = s.Network.UpdateInterface(ctx, req.GetInterface())
+		return err
+	})
+	return out, err
+}
+
+// UpdateRoutes replaces the routes.
+func (s *Service) UpdateRoutes(_ context.Context, req *agentpb.UpdateRoutesRequest) (*agentpb.Routes, error) {
+	out := &agentpb.Routes{}
+	err := s.network(func() (err error) {
+		out.Routes, err = s.Network.UpdateRoutes(req.GetRoutes().GetRoutes())
+		return err
+	})
+	return out, err
+}
+
+// ListInterfaces describes every interface.
+func (s *Service) ListInterfaces(context.Context, *agentpb.ListInterfacesRequest) (*agentpb.Interfaces, error) {
+	list, err := s.Network.ListInterfaces()
+	return &agentpb.Interfaces{Interfaces: list}, err
+}
+
+// ListRoutes returns the main table.
+func (s *Service) ListRoutes(context.Context, *agentpb.ListRoutesRequest) (*agentpb.Routes, error) {
+	list, err := s.Network.ListRoutes()
+	return &agentpb.Routes{Routes: list}, err
+}
+
+// AddARPNeighbors adds entries to the neighbour tables.
+func (s *Service) AddARPNeighbors(_ context.Context, req *agentpb.AddARPNeighborsRequest) (*emptypb.Empty, error) {
+	return empty, s.network(func() error { return s.Network.AddNeighbors(req.GetNeighbors().GetARPNeighbors()) })
+}
+
+// SetGuestDateTime sets the clock.
+func (s *Service) SetGuestDateTime(_ context.Context, req *agentpb.SetGuestDateTimeRequest) (*emptypb.Empty, error) {
+	if req.Usec < 0 || req.Usec >= 1e6 {
+		return nil, fault.New(fault.InvalidArgument, "Usec %d: want 0 to 999999", req.Usec)
+	}
+	ts := unix.Timespec{Sec: req.Sec, Nsec: req.Usec * 1000}
+	return empty, unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
+}
+
+// RemoveStaleVirtiofsShareMounts has nothing to do: a share that this agent
+// mounted is unmounted with its last user, so none can be stale.
+func (s *Service) RemoveStaleVirtiofsShareMounts(context.Context, *agentpb.RemoveStaleVirtiofsShareMountsRequest) (*emptypb.Empty, error) {
+	return empty, nil
+}
+
+// GetVolumeStats measures a mounted volume.
+func (s *Service) GetVolumeStats(_ context.Context, req *agentpb.VolumeStatsRequest) (*agentpb.VolumeStatsResponse, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(req.VolumeGuestPath, &st); err != nil {
+		return nil, fault.New(fault.NotFound, "volume_guest_path %s: %w", req.VolumeGuestPath, err)
+	}
+	bs := uint64(st.Bsize)
+	return &agentpb.VolumeStatsResponse{
+		Usage: []*agentpb.VolumeUsage{
+			{Unit: agentpb.VolumeUsage_BYTES, Total: st.Blocks * bs, Used: (st.Blocks - st.Bfree) * bs, Available: st.Bavail * bs},
+			{Unit: agentpb.VolumeUsage_INODES, Total: st.Files, Used: st.Files - st.Ffree, Available: st.Ffree},
+		},
+		VolumeCondition: &agentpb.VolumeCondition{},
+	}, nil
+}

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rpc
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/kata-v2/kata/guest-agent/boot"
+	"github.com/kata-v2/kata/guest-agent/fault"
+	"github.com/kata-v2/kata/protocols/agentpb"
+)
+
+// OnlineCPUMem brings CPUs and memory blocks up that were plugged in. nb_cpus
+// bounds how many CPUs (0: all that are there).
+func (s *Service) OnlineCPUMem(_ context.Context, req *agentpb.OnlineCPUMemRequest) (*emptypb.Empty, error) {
+	n, err := online("/sys/devices/system/cpu/cpu[0-9]*/online", "0", "1", int(req.NbCpus))
+	if err != nil {
+		return nil, fmt.Errorf("bring CPUs up: %w", err)
+	}
+	if n > 0 {
+		runtime.SetDefaultGOMAXPROCS() // cmd/kata-agent turned the periodic look off
+	}
+	if req.Wait && n < int(req.NbCpus) {
+		return nil, fault.New(fault.FailedPrecondition, "%d of %d CPUs are there to bring up", n, req.NbCpus)
+	}
+	if req.CpuOnly {
+		return empty, nil
+	}
+	if _, err := online("/sys/devices/system/memory/memory[0-9]*/state", "offline", "online", 0); err != nil {
+		return nil, fmt.Errorf("bring memory up: %w", err)
+	}
+	return empty, nil
+}
+
+// online writes "up" to the files that read "down", at most limit of them (0: all).
+func online(pattern, down, up string, limit int) (int, error) {
+	files, err := filepath.Glob(pattern)
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil || strings.TrimSpace(string(b)) != down {
+			continue
+		}
+		if err := os.WriteFile(f, []byte(up), 0); err != nil {
+			return n, err
+		}
+		if n++; limit > 0 && n == limit {
+			break
+		}
+	}
+	return n, nil
+}
+
+// MemHotplugByProbe tells the kernel where plugged memory begins.
+func (s *Service) MemHotplugByProbe(_ context.Context, req *agentpb.MemHotplugByProbeRequest) (*emptypb.Empty, error) {
+	for _, addr := range req.MemHotplugProbeAddr {
+		if err := os.WriteFile("/sys/devices/system/memory/probe", fmt.Appendf(nil, "0x%x", addr), 0); err != nil {
+			return nil, fault.New(fault.FailedPrecondition, "memory probe at 0x%x: %w", addr, err)
+		}
+	}
+	return empty, nil
+}
+
+// ReseedRandomDev adds the host's random bytes to the guest's pool and makes the
+// generator use them at once (random(4)): a restored machine needs that before
+// any workload runs.
+func (s *Service) ReseedRandomDev(_ context.Context, req *agentpb.ReseedRandomDevRequest) (*emptypb.Empty, error) {
+	if len(req.Data) == 0 || len(req.Data) > 4096 {
+		return nil, fault.New(fault.InvalidArgument, "data has %d bytes: want 1 to 4096", len(req.Data))
+	}
+	f, err := os.OpenFile("/dev/random", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	// struct rand_pool_info: int entropy_count in bits, int buf_size in bytes, data.
+	buf := binary.NativeEndian.AppendUint32(nil, uint32(8*len(req.Data)))
+	buf = binary.NativeEndian.AppendUint32(buf, uint32(len(req.Data)))
+	buf = append(buf, req.Data...)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&buf[0]))); errno != 0 {
+		return nil, fmt.Errorf("add entropy: %w", errno)
+	}
+	const rndReseedCRNG = 0x5207 // _IO('R', 0x07), include/uapi/linux/random.h
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), rndReseedCRNG, 0); errno != 0 {
+		return nil, fmt.Errorf("reseed: %w", errno)
+	}
+	return empty, nil
+}
+
+// AddSwap uses the disk at a PCI path as swap.
+func (s *Service) AddSwap(ctx context.Context, req *agentpb.AddSwapRequest) (*emptypb.Empty, error) {
+	if err := s.Modules.Ensure(boot.GroupBlock); err != nil {
+		return nil, err
+	}
+	var segs []string
+	for _, slot := range req.PCIPath {
+		segs = append(segs, fmt.Sprintf("%02x", slot))
+	}
+	node, err := s.Finder.BlockByPCI(ctx, strings.Join(segs, "/"))
+	if err != nil {
+		return nil, err
+	}
+	return empty, swapOn(node)
+}
+
+// AddSwapPath uses a device by its name as swap.
+func (s *Service) AddSwapPath(ctx context.Context, req *agentpb.AddSwapPathRequest) (*emptypb.Empty, error) {
+	node, err := s.Finder.BlockByName(ctx, req.Path)
+	if err != nil {
+		return nil, err
+	}
+	return empty, swapOn(node)
+}
+
+func swapOn(node string) error {
+	path, err := unix.BytePtrFromString(node)
+	if err != nil {
+		return err
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_SWAPON, uintptr(unsafe.Pointer(path)), 0, 0); errno != 0 {
+		return fmt.Errorf("swap on %s (the host formats it with mkswap): %w", node, errno)
+	}
+	return nil
+}
+
+// ResizeVolume grows a mounted ext4 volume after its disk has grown; 0 fills the disk.
+func (s *Service) ResizeVolume(_ context.Context, req *agentpb.ResizeVolumeRequest) (*emptypb.Empty, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(req.VolumeGuestPath, &st); err != nil {
+		return nil, fault.New(fault.NotFound, "volume_guest_path %s: %w", req.VolumeGuestPath, err)
+	}
+	if st.Type != unix.EXT4_SUPER_MAGIC {
+		return nil, fault.New(fault.FailedPrecondition, "volume %s is not ext4: only ext4 is resized in place", req.VolumeGuestPath)
+	}
+	f, err := os.Open(req.VolumeGuestPath)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if req.Size == 0 {
+		return nil, fault.New(fault.InvalidArgument, "size is 0: want the new size in bytes")
+	}
+	blocks := req.Size / uint64(st.Bsize)
+	const ext4ResizeFS = 0x40086610 // _IOW('f', 16, __u64), EXT4_IOC_RESIZE_FS
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), ext4ResizeFS, uintptr(unsafe.Pointer(&blocks))); errno != 0 {
+		return nil, fmt.Errorf("resize %s to %d bytes: %w", req.VolumeGuestPath, req.Size, errno)
+	}
+	return empty, nil
+}
+
+// GetIPTables dumps the filter rules, when the image has the tool.
+func (s *Service) GetIPTables(ctx context.Context, req *agentpb.GetIPTablesRequest) (*agentpb.GetIPTablesResponse, error) {
+	out, err := s.tool(ctx, iptablesTool(req.IsIpv6, "save"), nil)
+	return &agentpb.GetIPTablesResponse{Data: out}, err
+}
+
+// SetIPTables loads filter rules, when the image has the tool.
+func (s *Service) SetIPTables(ctx context.Context, req *agentpb.SetIPTablesRequest) (*agentpb.SetIPTablesResponse, error) {
+	out, err := s.tool(ctx, iptablesTool(req.IsIpv6, "restore"), req.Data)
+	return &agentpb.SetIPTablesResponse{Data: out}, err
+}
+
+func iptablesTool(v6 bool, what string) string {
+	if v6 {
+		return "ip6tables-" + what
+	}
+	return "iptables-" + what
+}
+
+// tool runs a program of the guest image with data as its input.
+func (s *Service) tool(ctx context.Context, name string, data []byte) ([]byte, error) {
+	path := ""
+	for _, dir := range []string{"/usr/sbin/", "/sbin/", "/usr/bin/", "/bin/"} {
+		if _, err := os.Stat(dir + name); err == nil {
+			path = dir + name
+			break
+		}
+	}
+	if path == "" {
+		return nil, fault.New(fault.FailedPrecondition, "the guest image has no %s", name)
+	}
+	// Files, not pipes: nothing here has to be read and written at the same time.
+	in, err := tempFile(data)
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	out, err := tempFile(nil)
+	if err != nil {
+		return nil, err
+	}
+	defer out.Close()
+	pidfd := -1
+	_, exit, err := s.Reaper.Start(path, []string{name}, &syscall.ProcAttr{
+		Dir: "/", Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
+		Files: []uintptr{in.Fd(), out.Fd(), out.Fd()}, Sys: &syscall.SysProcAttr{PidFD: &pidfd},
+	})
+	if pidfd >= 0 {
+		defer unix.Close(pidfd)
+	}
+	if err != nil {
+		return nil, err
+	}
+	code := 0
+	select {
+	case st := <-exit:
+		code = st.Code
+	case <-ctx.Done():
+		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+		<-exit
+		return nil, context.Cause(ctx)
+	}
+	b, err := os.ReadFile("/proc/self/fd/" + strconv.Itoa(int(out.Fd())))
+	if code != 0 {
+		return nil, errors.Join(fault.New(fault.FailedPrecondition, "%s failed with status %d: %s", name, code, bytes.TrimSpace(b)), err)
+	}
+	return b, err
+}
+
+// tempFile is an anonymous file holding data, to be read from its beginning.
+func tempFile(data []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("kata-agent", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "memfd")
+	if _, err := f.WriteAt(data, 0); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// GetMetrics describes the guest in Prometheus text format.
+func (s *Service) GetMetrics(context.Context, *agentpb.GetMetricsRequest) (*agentpb.Metrics, error) {
+	var b strings.Builder
+	var si unix.Sysinfo_t
+	if err := unix.Sysinfo(&si); err != nil {
+		return nil, err
+	}
+	gauge := func(name, help string, v float64) {
+		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s gauge\n%s %g\n", name, help, name, name, v)
+	}
+	unit := float64(si.Unit)
+	gauge("kata_guest_uptime_seconds", "Seconds since the guest kernel started.", float64(si.Uptime))
+	gauge("kata_guest_load1", "Load average over one minute.", float64(si.Loads[0])/65536)
+	gauge("kata_guest_memory_total_bytes", "Memory of the guest.", float64(si.Totalram)*unit)
+	gauge("kata_guest_memory_free_bytes", "Free memory of the guest.", float64(si.Freeram)*unit)
+	gauge("kata_guest_processes", "Processes in the guest.", float64(si.Procs))
+	var ms runtime.MemStats
+	runtime.ReadMemStats(&ms)
+	gauge("kata_agent_heap_bytes", "Heap in use by the agent.", float64(ms.HeapInuse))
+	gauge("kata_agent_sys_bytes", "Memory the agent has from the guest kernel.", float64(ms.Sys))
+	gauge("kata_agent_goroutines", "Goroutines of the agent.", float64(runtime.NumGoroutine()))
+	gauge("kata_agent_containers", "Containers in the guest.", float64(len(s.Pod.Containers())))
+	return &agentpb.Metrics{Metrics: b.String()}, nil
+}
+
+// MemAgentMemcgSet belongs to a memory agent that this guest does not have.
+func (s *Service) MemAgentMemcgSet(context.Context, *agentpb.MemAgentMemcgConfig) (*emptypb.Empty, error) {
+	return nil, fault.New(fault.Unimplemented, "MemAgentMemcgSet: this guest has no memory agent")
+}
+
+// MemAgentCompactSet belongs to a memory agent that this guest does not have.
+func (s *Service) MemAgentCompactSet(context.Context, *agentpb.MemAgentCompactConfig) (*emptypb.Empty, error) {
+	return nil, fault.New(fault.Unimplemented, "MemAgentCompactSet: this guest has no memory agent")
+}
+
+// SetPolicy would restrict the host's requests; this agent does not judge them.
+func (s *Service) SetPolicy(context.Context, *agentpb.SetPolicyRequest) (*emptypb.Empty, error) {
+	return nil, fault.New(fault.Unimplemented, "SetPolicy: this agent has no policy engine and accepts every request")
+}

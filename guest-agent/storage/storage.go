@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package storage mounts what the host attaches to the guest or asks the guest
+// to provide, and unmounts it when its last user is gone.
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/guest-agent/boot"
+	"github.com/kata-v2/kata/guest-agent/devices"
+	"github.com/kata-v2/kata/guest-agent/fault"
+	"github.com/kata-v2/kata/protocols/agentpb"
+)
+
+// handler makes one kind of storage available at its mount point.
+type handler func(m *Manager, ctx context.Context, s *agentpb.Storage, cid string) error
+
+// handlers are the values of Storage.driver that this agent knows
+// (agent-protocol facts of Kata Containers 4.1, part D).
+var handlers = map[string]handler{
+	"virtio-fs": (*Manager).virtioFS,
+	"overlayfs": (*Manager).overlay,
+	"ephemeral": (*Manager).ephemeral,
+	"local":     (*Manager).local,
+	"bind":      (*Manager).bind,
+	"blk":       (*Manager).block,
+	"mmioblk":   (*Manager).block,
+	"scsi":      (*Manager).scsi,
+	"nvdimm":    (*Manager).block,
+}
+
+// Drivers lists the handled drivers.
+func Drivers() []string {
+	var out []string
+	for k := range handlers {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Modules loads kernel modules on demand; *boot.Modules is one.
+type Modules interface {
+	Ensure(group string) error
+}
+
+// Manager counts the users of each mount point.
+type Manager struct {
+	modules Modules
+	finder  *devices.Finder
+	runDir  string // where overlays keep their upper directories
+
+	mu      sync.Mutex
+	entries map[string]*entry // guarded by mu; by mount point
+}
+
+type entry struct {
+	users  int
+	shared bool          // freed with the sandbox only
+	ready  chan struct{} // closed when the mount is made or has failed
+	err    error         // read after ready
+	umount bool
+}
+
+// NewManager makes one. runDir is the base of the containers' directories.
+func NewManager(m Modules, f *devices.Finder, runDir string) *Manager {
+	return &Manager{modules: m, finder: f, runDir: runDir, entries: map[string]*entry{}}
+}
+
+// Add makes s available for container cid (the sandbox when empty) and returns
+// the mount point to give back to Remove. One that is there already gains a user.
+func (m *Manager) Add(ctx context.Context, s *agentpb.Storage, cid string) (string, error) {
+	h, ok := handlers[s.GetDriver()]
+	if !ok {
+		return "", fault.New(fault.InvalidArgument, "storage driver %q: want one of %v", s.GetDriver(), Drivers())
+	}
+	for _, o := range s.DriverOptions {
+		if o != "" && !knownDriverOption(o) {
+			return "", fault.New(fault.Unimplemented, "storage %s: driver option %q is not supported by this guest", s.Source, o)
+		}
+	}
+	mp := filepath.Clean(s.MountPoint)
+	if !filepath.IsAbs(mp) || mp == "/" {
+		return "", fault.New(fault.InvalidArgument, "storage mount_point %q: want an absolute path below /", s.MountPoint)
+	}
+	m.mu.Lock()
+	e, exists := m.entries[mp]
+	if !exists {
+		e = &entry{ready: make(chan struct{})}
+		m.entries[mp] = e
+	}
+	e.users++
+	e.shared = e.shared || s.Shared
+	m.mu.Unlock()
+	if !exists {
+		e.umount = s.Driver != "local"
+		e.err = m.make(ctx, h, s, mp, cid)
+		close(e.ready)
+	}
+	select {
+	case <-e.ready:
+	case <-ctx.Done():
+		return "", errors.Join(context.Cause(ctx), m.Remove(mp))
+	}
+	if e.err != nil {
+		m.forget(mp, e)
+		return "", fmt.Errorf("storage %s (driver %s, source %q): %w", mp, s.Driver, s.Source, e.err)
+	}
+	return mp, nil
+}
+
+func (m *Manager) make(ctx context.Context, h handler, s *agentpb.Storage, mp, cid string) error {
+	if err := h(m, ctx, s, cid); err != nil {
+		return err
+	}
+	if err := applyFSGroup(mp, s.FsGroup); err != nil {
+		return errors.Join(fmt.Errorf("fs_group: %w", err), unmount(mp))
+	}
+	return nil
+}
+
+func (m *Manager) forget(mp string, e *entry) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.entries[mp] == e {
+		delete(m.entries, mp)
+	}
+}
+
+// Remove takes one user away and unmounts after the last one. It is idempotent.
+func (m *Manager) Remove(mp string) error {
+	m.mu.Lock()
+	e, ok := m.entries[mp]
+	if ok {
+		e.users--
+		if e.users > 0 || e.shared {
+			ok = false
+		} else {
+			delete(m.entries, mp)
+		}
+	}
+	m.mu.Unlock()
+	if !ok || !e.umount {
+		return nil
+	}
+	return unmount(mp)
+}
+
+// RemoveAll unmounts everything, innermost first, for the end of the sandbox.
+func (m *Manager) RemoveAll() error {
+	m.mu.Lock()
+	var mps []string
+	for mp, e := range m.entries {
+		if e.umount {
+			mps = append(mps, mp)
+		}
+	}
+	clear(m.entries)
+	m.mu.Unlock()
+	slices.SortFunc(mps, func(a, b string) int { return len(b) - len(a) })
+	var errs []error
+	for _, mp := range mps {
+		errs = append(errs, unmount(mp))
+	}
+	return errors.Join(errs...)
+}
+
+func unmount(mp string) error {
+	err := unix.Unmount(mp, unix.UMOUNT_NOFOLLOW)
+	if err == unix.EBUSY {
+		// Somebody still looks in (a debug shell): let go of it now, the kernel
+		// finishes when they leave.
+		err = unix.Unmount(mp, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	}
+	if err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		return fmt.Errorf("unmount %s: %w", mp, err)
+	}
+	return nil
+}
+
+// mountAt makes the mount point and mounts there.
+func mountAt(source, mp, fstype string, words []string) error {
+	if err := os.MkdirAll(mp, 0o755); err != nil {
+		return err
+	}
+	o := ParseOptions(words)
+	if err := unix.Mount(source, mp, fstype, o.Flags, o.Data); err != nil {
+		return fmt.Errorf("mount %s as %s with options %q: %w", source, fstype, words, err)
+	}
+	if o.Propagation != 0 {
+		if err := unix.Mount("", mp, "", o.Propagation, ""); err != nil {
+			return errors.Join(fmt.Errorf("propagation of %s: %w", mp, err), unmount(mp))
+		}
+	}
+	return nil
+}
+
+// bindMount binds source on target; read-only needs a second call, since the
+// kernel ignores the flag in the first.
+func bindMount(source, target string, o Options) error {
+	if err := unix.Mount(source, target, "", unix.MS_BIND|o.Flags&unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("bind %s on %s: %w", source, target, err)
+	}
+	if rest := o.Flags &^ (unix.MS_BIND | unix.MS_REC); rest != 0 {
+		if err := unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|rest, ""); err != nil {
+			return errors.Join(fmt.Errorf("flags of bind mount %s: %w", target, err), unmount(target))
+		}
+	}
+	return nil
+}
+
+func (m *Manager) virtioFS(_ context.Context, s *agentpb.Storage, _ string) error {
+	if err := m.modules.Ensure(boot.GroupFS); err != nil {
+		return err
+	}
+	return mountAt(s.Source, s.MountPoint, "virtiofs", s.Options)
+}
+
+func (m *Manager) bind(_ context.Context, s *agentpb.Storage, _ string) error {
+	st, err := os.Stat(s.Source)
+	if err != nil {
+		return err
+	}
+	if err := mountPoint(s.MountPoint, st.IsDir()); err != nil {
+		return err
+	}
+	return bindMount(s.Source, s.MountPoint, ParseOptions(s.Options))
+}
+
+// mountPoint makes a directory, or an empty file for something that is none.
+func mountPoint(path string, dir bool) error {
+	if dir {
+		return os.MkdirAll(path, 0o755)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func (m *Manager) block(ctx context.Context, s *agentpb.Storage, _ string) error {
+	if err := m.modules.Ensure(boot.GroupBlock); err != nil {
+		return err
+	}
+	find := m.finder.BlockByPCI
+	if filepath.IsAbs(s.Source) {
+		find = m.finder.BlockByName
+	}
+	node, err := find(ctx, s.Source)
+	if err != nil {
+		return err
+	}
+	return mountAt(node, s.MountPoint, s.Fstype, s.Options)
+}
+
+func (m *Manager) scsi(ctx context.Context, s *agentpb.Storage, _ string) error {
+	if err := m.modules.Ensure(boot.GroupBlock); err != nil {
+		return err
+	}
+	node, err := m.finder.BlockBySCSI(ctx, s.Source)
+	if err != nil {
+		return err
+	}
+	return mountAt(node, s.MountPoint, s.Fstype, s.Options)
+}
+
+// Remount changes the options of an ephemeral mount, such as its size.
+func (m *Manager) Remount(s *agentpb.Storage) error {
+	if s.GetDriver() != "ephemeral" {
+		return fault.New(fault.InvalidArgument, "storage driver %q cannot be changed: want ephemeral", s.GetDriver())
+	}
+	mp := filepath.Clean(s.MountPoint)
+	m.mu.Lock()
+	_, ok := m.entries[mp]
+	m.mu.Unlock()
+	if !ok {
+		return fault.New(fault.NotFound, "storage %s is not mounted", mp)
+	}
+	words, _, err := takeGID(s.Options)
+	if err != nil {
+		return err
+	}
+	o := ParseOptions(words)
+	if err := unix.Mount("", mp, orName(s.Fstype, "tmpfs"), o.Flags|unix.MS_REMOUNT, o.Data); err != nil {
+		return fmt.Errorf("remount %s with options %q: %w", mp, words, err)
+	}
+	return nil
+}

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package streams
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// bufSize is what one read moves: a pipe's default capacity and the largest
+// packet of the guest's virtio-vsock driver.
+const bufSize = 64 << 10
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, bufSize); return &b }}
+
+// copyStream moves src to dst until src ends. An idle stream holds no buffer:
+// one is taken only when there is something to read. A dst that fails (or nil)
+// does not stop the reading, so that the process is never blocked or killed by
+// a host that went away; the error is returned at the end.
+func copyStream(dst io.Writer, src syscall.Conn) error {
+	rc, err := src.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var werr error
+	for {
+		buf, n, err := readSome(rc)
+		if n > 0 && dst != nil {
+			if _, e := dst.Write((*buf)[:n]); e != nil {
+				werr, dst = e, nil
+			}
+		}
+		if buf != nil {
+			buffers.Put(buf)
+		}
+		if err != nil {
+			return errors.Join(err, werr)
+		}
+		if n == 0 {
+			return werr
+		}
+	}
+}
+
+// readSome waits until rc is readable and reads once; n is 0 at the end. The
+// caller returns buf, when there is one, to the pool.
+func readSome(rc syscall.RawConn) (buf *[]byte, n int, err error) {
+	var rerr error
+	err = rc.Read(func(fd uintptr) bool {
+		b := buffers.Get().(*[]byte)
+		for {
+			n, rerr = unix.Read(int(fd), *b)
+			if rerr != unix.EINTR {
+				break
+			}
+		}
+		if n > 0 {
+			buf = b
+			return true
+		}
+		buffers.Put(b)
+		return rerr != unix.EAGAIN
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	if rerr == unix.EIO {
+		return nil, 0, nil // how a terminal's master says that nobody has it open any more
+	}
+	if rerr != nil {
+		return nil, 0, rerr
+	}
+	return buf, n, nil
+}
+
+// copyIn moves a connection to a process's stdin until either ends; a dst that
+// fails ends it.
+func copyIn(dst io.Writer, src net.Conn) {
+	sc, ok := src.(syscall.Conn)
+	if !ok {
+		_, _ = io.Copy(dst, src) // either end going away is how it ends
+		return
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return
+	}
+	for {
+		buf, n, err := readSome(rc)
+		var werr error
+		if n > 0 {
+			_, werr = dst.Write((*buf)[:n])
+		}
+		if buf != nil {
+			buffers.Put(buf)
+		}
+		if err != nil || n == 0 || werr != nil {
+			return
+		}
+	}
+}
