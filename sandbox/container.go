@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -39,7 +40,7 @@ type Container struct {
 	bundle  string
 	spec    *specs.Spec
 	init    *Process
-	inGuest bool // written by create only, before the container is published
+	timings *timings // written before the container is published, then by the one Start
 
 	published bool // guarded by s.mu; false while being created
 
@@ -85,7 +86,7 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 	s.mu.Lock()
 	c.published = true
 	s.mu.Unlock()
-	s.o.Log.Info("container created", append(t.pairs, "container", c.id)...)
+	c.timings = t
 	return c, nil
 }
 
@@ -164,7 +165,6 @@ func (c *Container) create(ctx context.Context, spec *specs.Spec) error {
 		stdio.Close()
 		return m.agent.Err(err)
 	}
-	c.inGuest = true
 	c.init.mu.Lock()
 	c.init.stdio = stdio
 	c.init.mu.Unlock()
@@ -217,9 +217,12 @@ func (c *Container) Start(ctx context.Context) error {
 	if err := c.init.to(Running); err != nil {
 		return err
 	}
+	begin := time.Now()
 	if _, err := m.agent.StartContainer(ctx, &agentpb.StartContainerRequest{ContainerId: c.id}); err != nil {
 		return fmt.Errorf("start container: %w", m.agent.Err(err))
 	}
+	c.timings.add("t_start", time.Since(begin))
+	c.s.o.Log.Info("container started", append([]any{"container", c.id}, c.timings.pairs...)...)
 	return nil
 }
 

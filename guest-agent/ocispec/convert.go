@@ -15,7 +15,8 @@ import (
 	"github.com/kata-v2/kata/protocols/agentpb"
 )
 
-// specVersion is written when the wire names none.
+// specVersion is what the engine is told, whatever the wire names: crun 1.8
+// refuses versions that it does not know, and newer ones only add fields.
 const specVersion = "1.0.2"
 
 // Convert translates a whole specification. It fails with InvalidArgument when a
@@ -35,7 +36,7 @@ func Convert(in *agentpb.Spec) (*specs.Spec, error) {
 		return nil, err
 	}
 	out := &specs.Spec{
-		Version:     or(in.Version, specVersion),
+		Version:     specVersion,
 		Process:     p,
 		Root:        &specs.Root{Path: in.Root.Path, Readonly: in.Root.Readonly},
 		Hostname:    in.Hostname,
