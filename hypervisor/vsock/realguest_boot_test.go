@@ -90,8 +90,14 @@ func buildInitrd(t *testing.T) string {
 	a.node("dev/console", 5, 1)
 	a.dir("modules")
 	a.file(t, "init", bin)
+	builtin, err := os.ReadFile(filepath.Join(modules, "modules.builtin"))
+	if err != nil {
+		t.Fatalf("%s: %v", envModules, err)
+	}
 	for i, m := range guestModules {
-		a.file(t, fmt.Sprintf("modules/%02d-%s.ko", i, m), findModule(t, modules, m))
+		if !bytes.Contains(bytes.ReplaceAll(builtin, []byte("-"), []byte("_")), []byte("/"+m+".ko")) {
+			a.file(t, fmt.Sprintf("modules/%02d-%s.ko", i, m), findModule(t, modules, m))
+		}
 	}
 	path := filepath.Join(t.TempDir(), "initrd")
 	if err := os.WriteFile(path, a.end(), 0o600); err != nil {

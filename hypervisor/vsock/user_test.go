@@ -57,16 +57,16 @@ func newDevice(t *testing.T, conf vsock.UserConfig, dc vsocktest.DriverConfig) (
 // boot starts a guest on d that serves the suite.
 func boot(t *testing.T, d *vsocktest.Driver, split int) *vsocktest.Guest {
 	t.Helper()
-	g, err := vsocktest.NewGuest(d, vsock.DefaultGuestCID, split)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := vsocktest.NewGuest(d, vsock.DefaultGuestCID, split)
 	t.Cleanup(g.Close)
 	s, err := guestsvc.Start(guestsvc.Net{Listen: g.Listen, Dial: g.Dial})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
+	if err := g.Boot(); err != nil {
+		t.Fatal(err)
+	}
 	return g
 }
 
@@ -93,33 +93,64 @@ func TestUserConformance(t *testing.T) {
 }
 
 func TestDialBeforeDriver(t *testing.T) {
-	u, d := newDevice(t, vsock.UserConfig{}, vsocktest.DriverConfig{})
+	path := filepath.Join(t.TempDir(), "v.sock")
+	u, d := newDevice(t, vsock.UserConfig{HybridPath: path}, vsocktest.DriverConfig{})
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Millisecond)
 	defer cancel()
 	if _, err := u.Dial(ctx, guestsvc.EchoPort); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("dial without a driver: %v", err)
 	}
-	type result struct {
-		c   net.Conn
-		err error
+	const dials = 50
+	early := make(chan error, dials)
+	for range dials {
+		go func() { early <- echoOnce(u) }()
 	}
-	early := make(chan result, 1)
-	go func() {
-		c, err := u.Dial(context.Background(), guestsvc.EchoPort)
-		early <- result{c, err}
-	}()
+	tool := dialHybrid(t, path, guestsvc.EchoPort)
 	select {
-	case r := <-early:
-		t.Fatalf("dial ended without a driver: %v", r.err)
+	case err := <-early:
+		t.Fatalf("dial ended without a driver: %v", err)
 	case <-time.After(50 * time.Millisecond): // the test of a wait
 	}
-	// The listener must exist when the rings start, or the guest rightly refuses.
-	d.Close()
-	if r := <-early; !errors.Is(r.err, syscall.ECONNRESET) {
-		t.Fatalf("dial when the machine went away: %v", r.err)
+	boot(t, d, 1)
+	for range dials {
+		if err := <-early; err != nil {
+			t.Error(err)
+		}
 	}
+	var port uint32
+	if _, err := fmt.Fscanf(tool, "OK %d\n", &port); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMachineGoesAway(t *testing.T) {
+	u, d := newDevice(t, vsock.UserConfig{}, vsocktest.DriverConfig{})
+	l, err := u.Listen(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialled, accepted := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := u.Dial(context.Background(), guestsvc.EchoPort)
+		dialled <- err
+	}()
+	go func() {
+		_, err := l.Accept()
+		accepted <- err
+	}()
+	d.Close()
+	if err := <-dialled; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("dial when the machine went away: %v", err)
+	}
+	if err := <-accepted; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("accept when the machine went away: %v", err)
+	}
+	<-u.Done()
 	if _, err := u.Listen(0); err == nil {
 		t.Error("listen on a device that has ended")
+	}
+	if err := u.Err(); err != nil {
+		t.Errorf("an orderly end is no error: %v", err)
 	}
 }
 

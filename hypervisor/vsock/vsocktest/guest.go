@@ -54,25 +54,30 @@ type Guest struct {
 	down      bool
 }
 
-// NewGuest boots the guest: it starts the driver's rings. split, from 1 to 4, is
-// over how many descriptors a sent packet is spread.
-func NewGuest(d *Driver, cid uint32, split int) (*Guest, error) {
+// NewGuest makes a guest that has not booted yet: it can Listen already. split,
+// from 1 to 4, is over how many descriptors a sent packet is spread.
+func NewGuest(d *Driver, cid uint32, split int) *Guest {
 	g := &Guest{d: d, cid: uint64(cid), split: split, conns: map[[2]uint32]*guestConn{}, listeners: map[uint32]*guestListener{}, lastPort: 1 << 20}
 	g.txCond = sync.NewCond(&g.txMu)
 	for i := range d.Rings[1].Num / maxSegs {
 		g.txFree = append(g.txFree, i)
 	}
-	if err := d.Start(); err != nil {
-		return nil, err
+	return g
+}
+
+// Boot starts the driver's rings and serves them.
+func (g *Guest) Boot() error {
+	if err := g.d.Start(); err != nil {
+		return err
 	}
-	rx := d.Rings[0]
+	rx := g.d.Rings[0]
 	for i := range rx.Num / 2 {
 		g.postRX(i)
 	}
 	rx.KickIfWanted()
 	g.wg.Go(g.rxLoop)
 	g.wg.Go(g.txLoop)
-	return g, nil
+	return nil
 }
 
 // Close powers the machine off.

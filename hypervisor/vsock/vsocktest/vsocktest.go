@@ -194,7 +194,7 @@ func (s *suite) sink(total, chunk int) error {
 
 func (s *suite) sourceSizes() {
 	for _, n := range sizes {
-		total := n * max(1, min(300_000/n, 300))
+		total := n * max(1, min(150_000/n, 200))
 		s.must(s.source(total, n))
 		s.must(s.sink(total, n))
 	}
@@ -377,7 +377,7 @@ func (s *suite) slowGuest() {
 		_, err := slow.Write(make([]byte, total))
 		werr <- errors.Join(err, closeWrite(slow))
 	}()
-	for range 8 {
+	for range 3 {
 		s.must(s.sink(300_000, 50_000))
 		s.must(s.source(300_000, 50_000))
 	}
@@ -404,7 +404,7 @@ func (s *suite) slowHost() {
 		s.must(binary.Write(c, binary.LittleEndian, guestsvc.SourceRequest{Total: total, Chunk: 50_000, Seed: 3}))
 		slow = append(slow, c)
 	}
-	for range 8 {
+	for range 3 {
 		s.must(s.sink(300_000, 50_000))
 		s.must(s.source(300_000, 50_000))
 	}
