@@ -52,7 +52,6 @@ type Containerd struct {
 	dir       string // the release's programs
 	path      string // PATH of the daemon
 	ownsRoot  bool
-	machine   machineDirs
 	log       *logBuffer
 	mu        sync.Mutex
 	daemon    *daemon // guarded by mu; nil while none runs
@@ -109,7 +108,6 @@ func prepare(o Options) (*Containerd, error) {
 	}
 	// The address appears in Unix socket names; those end at 107 bytes.
 	c.Address = filepath.Join(c.Root, "c.sock")
-	c.machine = recordMachineDirs(o.Namespace)
 	if o.Kata != nil {
 		if c.opts.ConfigFile, err = c.writeKataConfig(*o.Kata); err != nil {
 			return nil, err
@@ -198,7 +196,7 @@ func (c *Containerd) Stop(ctx context.Context) error {
 		errs = append(errs, d.terminate(c.stopGrace))
 	}
 	errs = append(errs, c.sweepProcesses(), c.sweepMounts(), c.leftPods(), c.removeFiles())
-	c.machine.restore()
+	removeMachineDirs(c.opts.Namespace)
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("lab: stop: %w", err)
 	}

@@ -118,29 +118,18 @@ func mountsBelow(dir string) ([]string, error) {
 	return points, nil
 }
 
-// machineDirs are directories outside the lab's root that containerd's runc shim
-// and runc make on demand and never remove; those that a lab caused go with it.
-type machineDirs []string
-
-// recordMachineDirs lists those that do not exist yet.
-func recordMachineDirs(namespace string) machineDirs {
-	candidates := []string{"/run/containerd/s", "/run/containerd/fifo", "/run/containerd/runc/" + namespace, "/run/containerd/runc", "/run/containerd"}
-	cgroups, _ := filepath.Glob("/sys/fs/cgroup/*")
-	for _, g := range append(cgroups, "/sys/fs/cgroup") {
-		candidates = append(candidates, filepath.Join(g, namespace))
+// removeMachineDirs removes the directories outside the lab's root that ctr,
+// containerd's runc shim and runc make on demand and never remove, where they
+// are empty. Whoever made them is not asked: of labs that overlap, the last one
+// cleans up, and every user makes them again when needed.
+func removeMachineDirs(namespace string) {
+	dirs := []string{"/run/containerd/s", "/run/containerd/fifo", "/run/containerd/runc/" + namespace, "/run/containerd/runc", "/run/containerd"}
+	hierarchies, _ := filepath.Glob("/sys/fs/cgroup/*")
+	for _, h := range append(hierarchies, "/sys/fs/cgroup") {
+		dirs = append(dirs, filepath.Join(h, namespace))
 	}
-	var absent machineDirs
-	for _, dir := range candidates {
-		if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
-			absent = append(absent, dir)
-		}
-	}
-	return absent
-}
-
-// restore removes them again where they are empty; another lab's contents keep them.
-func (m machineDirs) restore() {
-	for _, dir := range m {
+	for _, dir := range dirs {
+		// A directory that is missing or in use stays as it is.
 		_ = unix.Rmdir(dir)
 	}
 }
