@@ -97,6 +97,9 @@ func container(ctx context.Context, o options) (err error) {
 		return err
 	}
 	guest := strings.TrimSpace(r.Stdout)
+	if guest == "" {
+		return fmt.Errorf("the container ended with status 0 but its output did not arrive; last lines of the log:\n%s", tail(c.Log(), 30))
+	}
 	fmt.Printf("host kernel        %s\nguest kernel       %s\n", host, guest)
 	if strings.HasPrefix(o.runtime, "io.containerd.kata.") {
 		if guest == host {
