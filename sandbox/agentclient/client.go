@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"syscall"
 	"time"
 
@@ -29,7 +30,7 @@ var ErrGone = errors.New("the virtual machine is gone")
 // that does not, its port is dialled after fallbackAfter, then at growing
 // intervals up to fallbackMax.
 const (
-	fallbackAfter = time.Second
+	fallbackAfter = 3 * time.Second
 	fallbackFirst = 20 * time.Millisecond
 	fallbackMax   = 500 * time.Millisecond
 )
@@ -53,7 +54,24 @@ func Connect(ctx context.Context, vm hypervisor.VM) (*Client, error) {
 	c := &Client{vm: vm, streams: dialled}
 	c.rpc = ttrpc.NewClient(conn)
 	c.AgentServiceService = agentpb.NewAgentServiceClient(c.rpc)
+	if !dialled {
+		if err := c.askFeatures(ctx); err != nil {
+			c.rpc.Close()
+			return nil, gone(vm, err)
+		}
+	}
 	return c, nil
+}
+
+// askFeatures learns what an agent can do that was found by dialling it. One
+// that dialled is ours and has streams.
+func (c *Client) askFeatures(ctx context.Context) error {
+	resp, err := c.GetGuestDetails(ctx, &agentpb.GuestDetailsRequest{})
+	if err != nil {
+		return fmt.Errorf("guest details: %w", err)
+	}
+	c.streams = slices.Contains(resp.GetAgentDetails().GetExtraFeatures(), protocols.FeatureStdioStreams)
+	return nil
 }
 
 // reach returns a connection to the agent's port, and whether the agent dialled first.
@@ -104,8 +122,6 @@ func race(ctx context.Context, vm hypervisor.VM, w hypervisor.ReadyWaiter) (net.
 		}
 		return r.c, true, r.err
 	case r := <-dialled:
-		// An agent of ours dials before its port can be reached, so this one is another's,
-		// unless both happened at once.
 		cancel()
 		return r.c, <-ready == nil, r.err
 	}
