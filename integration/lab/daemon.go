@@ -55,9 +55,11 @@ func (c *Containerd) startDaemon(ctx context.Context) error {
 	select {
 	case <-ready:
 	case <-d.done:
+		d.closeLogs() // with it, what the daemon said last has been read
 		return fmt.Errorf("lab: containerd ended before it served: %w; its last lines:\n%s", d.err, c.log.tail(15))
 	case <-ctx.Done():
-		return errors.Join(fmt.Errorf("lab: containerd did not serve in time: %w; its last lines:\n%s", ctx.Err(), c.log.tail(15)), d.kill())
+		err := d.kill()
+		return errors.Join(fmt.Errorf("lab: containerd did not serve in time: %w; its last lines:\n%s", ctx.Err(), c.log.tail(15)), err)
 	}
 	c.mu.Lock()
 	c.daemon = d
