@@ -109,17 +109,19 @@ func (s stdinConn) Close() error {
 
 // pollStdio serves agents without stream ports by ReadStdout, ReadStderr and WriteStdin.
 func (c *Client) pollStdio(container, exec string, w StdioWants) *Stdio {
-	ctx, cancel := context.WithCancel(context.Background())
-	p := poll{c: c, ctx: ctx, cancel: cancel, container: container, exec: exec}
+	stream := func() poll { // each ends for itself
+		ctx, cancel := context.WithCancel(context.Background())
+		return poll{c: c, ctx: ctx, cancel: cancel, container: container, exec: exec}
+	}
 	s := &Stdio{}
 	if w.Stdin {
-		s.Stdin = pollWriter{p}
+		s.Stdin = pollWriter{stream()}
 	}
 	if w.Stdout {
-		s.Stdout = &pollReader{poll: p, read: c.ReadStdout}
+		s.Stdout = &pollReader{poll: stream(), read: c.ReadStdout}
 	}
 	if w.Stderr {
-		s.Stderr = &pollReader{poll: p, read: c.ReadStderr}
+		s.Stderr = &pollReader{poll: stream(), read: c.ReadStderr}
 	}
 	return s
 }
