@@ -152,6 +152,9 @@ func (c *Container) create(ctx context.Context, spec *specs.Spec) error {
 	if err != nil {
 		return err
 	}
+	if err := c.s.clearGuest(ctx); err != nil {
+		return err
+	}
 	stdio, err := m.agent.OpenStdio(ctx, c.id, c.id, c.init.wants)
 	if err != nil {
 		return err
@@ -347,24 +350,68 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 
 // Delete removes a container whose first process does not run; one that never
 // started is killed first. It is complete when it returns, also with a dead machine.
+//
+// The guest is not asked to clean up after the last container: its machine is
+// about to end, and if it is not, the next container does so first.
 func (c *Container) Delete(ctx context.Context) error {
-	switch st := c.init.State(); st {
-	case Running, Paused:
-		return fmt.Errorf("container %s is %s, delete needs it stopped: %w", c.id, st, errdefs.ErrFailedPrecondition)
+	state := c.init.State()
+	if state == Running || state == Paused {
+		return fmt.Errorf("container %s is %s, delete needs it stopped: %w", c.id, state, errdefs.ErrFailedPrecondition)
 	}
-	m, err := c.s.running()
-	if err == nil {
-		if _, rerr := m.agent.RemoveContainer(ctx, &agentpb.RemoveContainerRequest{ContainerId: c.id}); rerr != nil {
-			if rerr = m.agent.Err(rerr); !errors.Is(rerr, agentclient.ErrGone) && !errdefs.IsNotFound(rerr) {
-				return fmt.Errorf("remove container: %w", rerr)
-			}
-		}
+	if state == Stopped && c.s.deferRemoval(c) {
+		return c.release()
+	}
+	if err := c.s.removeInGuest(ctx, c.id); err != nil {
+		return err
 	}
 	c.init.ended(killedStatus)
+	return c.release()
+}
+
+// release gives back what the container holds on the host.
+func (c *Container) release() error {
 	share, err := c.s.share()
 	if err == nil {
 		err = share.Remove(c.id)
 	}
 	c.s.forget(c)
 	return err
+}
+
+// deferRemoval leaves a stopped container to the machine's end if it is the last one.
+func (s *Sandbox) deferRemoval(c *Container) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.containers) != 1 || s.containers[c.id] != c {
+		return false
+	}
+	s.leftInGuest = append(s.leftInGuest, c.id)
+	return true
+}
+
+// clearGuest removes what deferRemoval left.
+func (s *Sandbox) clearGuest(ctx context.Context) error {
+	s.mu.Lock()
+	ids := s.leftInGuest
+	s.leftInGuest = nil
+	s.mu.Unlock()
+	for _, id := range ids {
+		if err := s.removeInGuest(ctx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeInGuest is nothing for a machine that has ended or a container it does not know.
+func (s *Sandbox) removeInGuest(ctx context.Context, id string) error {
+	m, err := s.running()
+	if err != nil {
+		return nil //nolint:nilerr // nothing runs, so nothing is left there
+	}
+	_, err = m.agent.RemoveContainer(ctx, &agentpb.RemoveContainerRequest{ContainerId: id})
+	if err = m.agent.Err(err); err != nil && !errors.Is(err, agentclient.ErrGone) && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("remove container: %w", err)
+	}
+	return nil
 }

@@ -63,7 +63,9 @@ type Sandbox struct {
 	state      State                 // guarded by mu
 	containers map[string]*Container // guarded by mu
 	reason     error                 // guarded by mu; why the machine ended or did not start
-	endOnce    sync.Once
+
+	leftInGuest []string // guarded by mu; ids of deleted containers that the guest still holds
+	endOnce     sync.Once
 
 	// Written once by start before up is closed, read after it.
 	bootErr error
@@ -270,14 +272,17 @@ func (m *machine) stop(ctx context.Context, log *slog.Logger) {
 	if m.daemon != nil {
 		m.daemon.Expect() // it ends when the VMM does
 	}
+	begin := time.Now()
 	dctx, cancel := context.WithTimeout(ctx, destroyTimeout)
 	if _, err := m.agent.DestroySandbox(dctx, &agentpb.DestroySandboxRequest{}); err != nil {
 		log.Warn("the guest did not end in order", "error", m.agent.Err(err))
 	}
 	cancel()
+	synced := time.Now()
 	sctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
 	m.vm.Stop(sctx) //nolint:errcheck // ends in any case
+	log.Info("machine stopped", "t_sync", synced.Sub(begin), "t_vmm", time.Since(synced))
 }
 
 // release frees the host's side; it needs no guest. It is called once.

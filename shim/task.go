@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/containerd/containerd/api/events"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
@@ -155,6 +156,7 @@ func (s *service) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty
 
 // Delete removes a process that has ended; the first one takes the container along.
 func (s *service) Delete(ctx context.Context, r *task.DeleteRequest) (*task.DeleteResponse, error) {
+	begin := time.Now()
 	t, p, err := s.proc(r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
@@ -181,6 +183,7 @@ func (s *service) Delete(ctx context.Context, r *task.DeleteRequest) (*task.Dele
 		s.mu.Lock()
 		delete(s.tasks, r.ID)
 		s.mu.Unlock()
+		s.log.Info("container deleted", "container", r.ID, "status", e.Status, "exited", e.At.Format(time.RFC3339Nano), "t_delete", time.Since(begin))
 		s.pub.publish(topicDelete, &events.TaskDelete{
 			ContainerID: r.ID, ID: r.ID, Pid: t.pid, ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At),
 		})
