@@ -143,7 +143,7 @@ func (c *conn) data(payload segments, n int64) {
 		return
 	}
 	off := uint64(headerLen)
-	if c.rbuf != nil && c.in.n == 0 {
+	if c.rbuf != nil { // lent only while nothing is kept
 		p := c.rbuf[:min(int64(len(c.rbuf)), n)]
 		payload.copyOut(p, off)
 		c.rbuf, c.rgot = nil, len(p)

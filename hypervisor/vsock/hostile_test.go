@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -270,8 +271,8 @@ func TestHostileMessages(t *testing.T) {
 	})
 }
 
-// TestNoDescriptorsLeak runs a device to its end many times.
-func TestNoDescriptorsLeak(t *testing.T) {
+// TestNothingLeaks runs a device to its end many times.
+func TestNothingLeaks(t *testing.T) {
 	count := func() int {
 		e, err := os.ReadDir("/proc/self/fd")
 		if err != nil {
@@ -298,11 +299,14 @@ func TestNoDescriptorsLeak(t *testing.T) {
 		_ = u.Close()
 	}
 	run()
-	before := count()
+	before, goroutines := count(), runtime.NumGoroutine()
 	for range 10 {
 		run()
 	}
 	if after := count(); after > before {
 		t.Errorf("%d open files before, %d after", before, after)
+	}
+	if after := runtime.NumGoroutine(); after > goroutines {
+		t.Errorf("%d goroutines before, %d after", goroutines, after)
 	}
 }

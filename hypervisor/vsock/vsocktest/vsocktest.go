@@ -397,7 +397,7 @@ func (s *suite) slowGuest() {
 
 // slowHost leaves streams unread on the host and uses others.
 func (s *suite) slowHost() {
-	const total = 2 << 20
+	const total = 768 << 10
 	var slow []net.Conn
 	for range 4 {
 		c := s.dial(guestsvc.SourcePort)
