@@ -2,8 +2,8 @@
 
 // Package vsock is the host end of one machine's virtio-vsock device (virtio
 // 1.3 §5.10): either the kernel's vhost-vsock (Kernel) or a vhost-user device
-// of our own that runs inside this process (User). Both are a Device, and both
-// pass the suite in vsocktest.
+// of our own that runs inside this process (User). Both are a Device. The suite
+// in vsocktest says what that means.
 package vsock
 
 import (
