@@ -82,6 +82,9 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 	if err := c.create(ctx, spec); err != nil {
 		return nil, errors.Join(fmt.Errorf("create container: %w", err), share.Remove(c.id))
 	}
+	if err := c.createHooks(ctx); err != nil {
+		return nil, errors.Join(err, s.removeInGuest(ctx, c.id), share.Remove(c.id))
+	}
 	t.mark("t_container")
 	s.mu.Lock()
 	c.published = true
@@ -175,6 +178,15 @@ func (c *Container) create(ctx context.Context, spec *specs.Spec) error {
 	return nil
 }
 
+// createHooks runs those that belong between the container's creation and its
+// start; prestart is the old name of createRuntime (runtime-spec config.md).
+func (c *Container) createHooks(ctx context.Context) error {
+	if err := c.runHooks(ctx, "prestart", c.hooks().Prestart, specs.StateCreating); err != nil { //nolint:staticcheck // still in use
+		return err
+	}
+	return c.runHooks(ctx, "createRuntime", c.hooks().CreateRuntime, specs.StateCreating)
+}
+
 // machineEnded ends every process that still runs.
 func (c *Container) machineEnded() {
 	c.init.ended(killedStatus)
@@ -225,6 +237,9 @@ func (c *Container) Start(ctx context.Context) error {
 		return fmt.Errorf("start container: %w", m.agent.Err(err))
 	}
 	c.timings.add("t_start", time.Since(begin))
+	if err := c.runHooks(ctx, "poststart", c.hooks().Poststart, specs.StateRunning); err != nil {
+		c.s.o.Log.Warn("hook", "container", c.id, "error", err) // no reason to stop it (runtime-spec runtime.md)
+	}
 	c.s.o.Log.Info("container started", append([]any{"container", c.id}, c.timings.pairs...)...)
 	return nil
 }
@@ -370,6 +385,9 @@ func (c *Container) Delete(ctx context.Context) error {
 
 // release gives back what the container holds on the host.
 func (c *Container) release() error {
+	if err := c.runHooks(context.Background(), "poststop", c.hooks().Poststop, specs.StateStopped); err != nil {
+		c.s.o.Log.Warn("hook", "container", c.id, "error", err)
+	}
 	share, err := c.s.share()
 	if err == nil {
 		err = share.Remove(c.id)
