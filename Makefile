@@ -87,7 +87,7 @@ run: image ## run one container in a virtual machine under containerd
 .PHONY: bench
 bench: image ## measure; the result goes to _build/bench.json
 	$(call step,bench)
-	@go run ./integration/cmd/bench -bin $(KATA_BUILD)/bin -images $(KATA_BUILD)/images -out $(KATA_BUILD)/bench.json
+	@go run ./integration/cmd/bench -bin $(KATA_BUILD)/bin -images $(KATA_BUILD)/images -json $(KATA_BUILD)/bench.json
 
 .PHONY: clean
 clean: ## remove _build; the cache stays

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/images"
+)
+
+// learn starts one pod, discarded, and reads from it what the probes need: the
+// command line of its QEMU and the names of the start's parts.
+func (e *Env) learn(ctx context.Context) error {
+	var product []string
+	err := e.withContainer(ctx, Kata, Row{}, func(Row, float64) {}, func(id string) error {
+		p, err := e.processes(id)
+		if err != nil {
+			return err
+		}
+		if product = cmdline(p.vmm); len(product) == 0 {
+			return errors.New("the pod has no QEMU process")
+		}
+		phases, err := e.startPhases(ctx, id)
+		for _, p := range phases {
+			e.phases = append(e.phases, p.Name)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("bench: the first pod: %w", err)
+	}
+	if err := e.prepareBare(product); err != nil {
+		return err
+	}
+	return e.collectFacts(ctx)
+}
+
+// collectFacts describes what the figures depend on.
+func (e *Env) collectFacts(ctx context.Context) error {
+	m, err := images.ReadManifest(filepath.Join(e.o.Images, images.ManifestFile))
+	if err != nil {
+		return err
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return fmt.Errorf("bench: uname: %w", err)
+	}
+	version, err := exec.CommandContext(ctx, e.qemuPath, "--version").Output()
+	if err != nil {
+		return fmt.Errorf("bench: version of %s: %w", e.qemuPath, err)
+	}
+	qemu, _, _ := strings.Cut(string(version), "\n")
+	load, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return fmt.Errorf("bench: load: %w", err)
+	}
+	average, _, _ := strings.Cut(string(load), " ")
+	e.facts = []fact{
+		{"host", fmt.Sprintf("%d cores, kernel %s, load %s before", runtime.NumCPU(), unix.ByteSliceToString(u.Release[:]), average)},
+		{"guest kernel", m.Kernel.Release},
+		{"QEMU", qemu},
+		{"containerd", e.o.Version + ", snapshotter " + e.o.Snapshotter},
+		{BaseRow, shellLine(append([]string{e.qemuPath}, e.bareArgs...))},
+	}
+	return nil
+}
+
+// shellLine writes a command as one types it.
+func shellLine(args []string) string {
+	quoted := make([]string, len(args))
+	for i, a := range args {
+		if strings.ContainsAny(a, " '\"$`\\*?;&|<>()") || a == "" {
+			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+		}
+		quoted[i] = a
+	}
+	return strings.Join(quoted, " ")
+}

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// target is a figure to reach: the median of Kata's row of a name, or its ratio
+// to a reference, is at most Most.
+type target struct {
+	name string
+	// against is a key of Result.VS; empty for the median itself.
+	against string
+	most    float64
+}
+
+// targets are what this repository sets out to reach, without KVM.
+var targets = []target{
+	{"cold-start", BaseRow, 1.35},
+	{"exec", BaseRow, 0.25},
+	{"shim-pss", "", 20},
+	{"idle-cpu", "", 0.1},
+}
+
+// judge says of each target whether the results reach it. Too few samples are no verdict.
+func judge(results []Result) string {
+	var b strings.Builder
+	for _, t := range targets {
+		i := slices.IndexFunc(results, func(r Result) bool { return r.Name == t.name && r.Runtime == Kata })
+		if i < 0 {
+			continue
+		}
+		r := results[i]
+		got, unit := r.Median, " "+string(r.Unit)
+		ok := r.N >= MinSamples
+		if t.against != "" {
+			got, ok = r.VS[t.against]
+			unit = " × " + t.against
+		}
+		verdict := "reached"
+		switch {
+		case !ok:
+			fmt.Fprintf(&b, "%-12s at most %g%s: no verdict from %d samples, fewer than %d\n", t.name, t.most, unit, r.N, MinSamples)
+			continue
+		case got > t.most:
+			verdict = "missed"
+		}
+		fmt.Fprintf(&b, "%-12s at most %g%s: %s with %.4g\n", t.name, t.most, unit, verdict, got)
+	}
+	return b.String()
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench is `make bench`: it measures containers in virtual machines
+// against the bare machine and against runc, prints one table and writes the
+// samples to a file. See integration/bench.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/kata-v2/kata/integration/bench"
+	"github.com/kata-v2/kata/integration/lab/leak"
+)
+
+func main() {
+	o := bench.Options{Progress: os.Stderr}
+	var only, path string
+	flag.StringVar(&o.Bin, "bin", "_build/bin", "directory with containerd-shim-kata-v2")
+	flag.StringVar(&o.Images, "images", "_build/images", "directory with the guest's kernel, root image and manifest")
+	flag.StringVar(&o.Version, "containerd", "2.4", "containerd release, 1.6 or 2.4")
+	flag.StringVar(&o.Snapshotter, "snapshotter", "overlayfs", "containerd snapshotter")
+	flag.IntVar(&o.N, "n", bench.MinSamples, "samples of each row; below 7 no ratio is given")
+	flag.StringVar(&only, "only", "", "names of rows to measure, separated by commas; all when empty")
+	flag.StringVar(&path, "json", "_build/bench.json", "where the samples go")
+	flag.Parse()
+	if only != "" {
+		o.Only = strings.Split(only, ",")
+	}
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+	if err := run(ctx, o, path); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o bench.Options, path string) (err error) {
+	if o.N < 1 {
+		return fmt.Errorf("-n %d: want at least 1", o.N)
+	}
+	if o.Bin, err = filepath.Abs(o.Bin); err != nil {
+		return err
+	}
+	if o.Images, err = filepath.Abs(o.Images); err != nil {
+		return err
+	}
+	before, err := leak.Take()
+	if err != nil {
+		return err
+	}
+	report, ran := bench.Run(ctx, o)
+	// A failure must leave nothing either.
+	left, err := leak.Scope{}.Settle(before, leak.SettleTime)
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("left behind on this machine:\n%s", leak.Format(left))
+	}
+	if err := errors.Join(ran, err); err != nil {
+		return err
+	}
+	if err := bench.WriteJSON(path, report.Results); err != nil {
+		return err
+	}
+	return report.WriteTable(os.Stdout)
+}
