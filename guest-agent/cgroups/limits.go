@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/guest-agent/fault"
 )
@@ -151,6 +152,9 @@ func (g *Group) Apply(r *specs.LinuxResources) error {
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return fault.New(fault.FailedPrecondition, "the guest kernel has no %s, so this limit cannot hold: %w", s.File, err)
+		}
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE) {
+			return fault.New(fault.InvalidArgument, "the guest kernel refuses %s = %q: %w", s.File, s.Value, err)
 		}
 		if err != nil {
 			return err

@@ -48,7 +48,8 @@ type message struct {
 func (c *conn) do(kind, flags uint16, body []byte) ([]message, error) {
 	c.seq++
 	flags |= unix.NLM_F_REQUEST
-	if flags&unix.NLM_F_DUMP == 0 {
+	// The bits of NLM_F_DUMP mean REPLACE and EXCL in a request that makes something.
+	if flags&unix.NLM_F_DUMP != unix.NLM_F_DUMP {
 		flags |= unix.NLM_F_ACK
 	}
 	req := native.AppendUint32(nil, uint32(unix.NLMSG_HDRLEN+len(body)))

@@ -201,11 +201,9 @@ func (s *Set) Read(ctx context.Context, stderr bool, n int) ([]byte, error) {
 	defer release(s.reading[i])
 	// Never more than a pipe holds: the length is the host's word.
 	buf := make([]byte, min(max(n, 1), bufSize))
-	stop := context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) })
+	restore := interrupt(ctx, f.SetReadDeadline)
 	k, err := f.Read(buf)
-	if !stop() && ctx.Err() != nil {
-		_ = f.SetReadDeadline(time.Time{})
-	}
+	restore()
 	switch {
 	case k > 0:
 		return buf[:k], nil
@@ -228,15 +226,30 @@ func (s *Set) Write(ctx context.Context, data []byte) (int, error) {
 		return 0, err
 	}
 	defer release(s.writing)
-	stop := context.AfterFunc(ctx, func() { _ = s.in.SetWriteDeadline(time.Unix(1, 0)) })
+	restore := interrupt(ctx, s.in.SetWriteDeadline)
 	n, err := s.in.Write(data)
-	if !stop() && ctx.Err() != nil {
-		_ = s.in.SetWriteDeadline(time.Time{})
-	}
+	restore()
 	if err != nil {
 		return n, fault.New(fault.FailedPrecondition, "write stdin: %w", err)
 	}
 	return n, nil
+}
+
+// interrupt makes a blocked call of a file return when ctx is done, by a deadline
+// in the past. restore takes that back once it can no longer happen, so that the
+// next caller does not meet this one's deadline.
+func interrupt(ctx context.Context, setDeadline func(time.Time) error) (restore func()) {
+	fired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(fired)
+		_ = setDeadline(time.Unix(1, 0)) // a closed file needs none
+	})
+	return func() {
+		if !stop() {
+			<-fired
+			_ = setDeadline(time.Time{})
+		}
+	}
 }
 
 func acquire(ctx context.Context, token chan struct{}) error {

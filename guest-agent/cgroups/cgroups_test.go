@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cgroups
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/guest-agent/fault"
+)
+
+func p[T any](v T) *T { return &v }
+
+func TestPlan(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		in   specs.LinuxResources
+		want []Setting
+	}{
+		{"empty", specs.LinuxResources{}, nil},
+		{"cpu", specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: p(uint64(1024)), Quota: p(int64(50000)), Period: p(uint64(100000)), Cpus: "0-1", Mems: "0"}},
+			[]Setting{{"cpu.weight", "39", false}, {"cpu.max", "50000 100000", false}, {"cpuset.cpus", "0-1", false}, {"cpuset.mems", "0", false}}},
+		{"cpu extremes", specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: p(uint64(1))}}, []Setting{{"cpu.weight", "1", false}}},
+		{"cpu top", specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: p(uint64(1 << 30))}}, []Setting{{"cpu.weight", "10000", false}}},
+		{"no quota", specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: p(int64(-1)), Period: p(uint64(100000))}}, []Setting{{"cpu.max", "max 100000", false}}},
+		{"memory", specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: p(int64(100)), Swap: p(int64(150)), Reservation: p(int64(50))}},
+			[]Setting{{"memory.max", "100", false}, {"memory.swap.max", "50", true}, {"memory.low", "50", false}}},
+		{"no memory limit", specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: p(int64(-1)), Swap: p(int64(-1))}},
+			[]Setting{{"memory.max", "max", false}, {"memory.swap.max", "max", true}}},
+		{"pids", specs.LinuxResources{Pids: &specs.LinuxPids{Limit: p(int64(0))}}, []Setting{{"pids.max", "max", false}}},
+		{"io", specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{Weight: p(uint16(1000)), ThrottleReadBpsDevice: []specs.LinuxThrottleDevice{throttle(254, 0, 1<<20)},
+			ThrottleWriteIOPSDevice: []specs.LinuxThrottleDevice{throttle(254, 16, 0)}}},
+			[]Setting{{"io.weight", "10000", true}, {"io.max", "254:0 rbps=1048576", false}, {"io.max", "254:16 wiops=max", false}}},
+		{"huge", specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}}, []Setting{{"hugetlb.2MB.max", "4194304", false}}},
+	} {
+		got, err := Plan(&c.in)
+		if err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, %v; want %v", c.name, got, err, c.want)
+		}
+	}
+	for _, bad := range []specs.LinuxMemory{{Swap: p(int64(10))}, {Limit: p(int64(20)), Swap: p(int64(10))}} {
+		if _, err := Plan(&specs.LinuxResources{Memory: &bad}); fault.KindOf(err) != fault.InvalidArgument {
+			t.Errorf("%+v: %v", bad, err)
+		}
+	}
+}
+
+func throttle(major, minor int64, rate uint64) specs.LinuxThrottleDevice {
+	d := specs.LinuxThrottleDevice{Rate: rate}
+	d.Major, d.Minor = major, minor
+	return d
+}
+
+// run executes a device program like the kernel would, for the few instructions it uses.
+func run(t *testing.T, prog []insn, kind, access, major, minor uint32) bool {
+	t.Helper()
+	ctx := []uint32{access<<16 | kind, major, minor}
+	var r [11]uint32
+	for pc, steps := 0, 0; ; pc, steps = pc+1, steps+1 {
+		if pc < 0 || pc >= len(prog) || steps > 1000 {
+			t.Fatalf("the program leaves itself at %d", pc)
+		}
+		in := prog[pc]
+		switch in.op {
+		case opLoadW:
+			r[in.dst] = ctx[in.off/4]
+		case opMovReg:
+			r[in.dst] = r[in.src]
+		case opMovImm:
+			r[in.dst] = uint32(in.imm)
+		case opAnd:
+			r[in.dst] &= uint32(in.imm)
+		case opRsh:
+			r[in.dst] >>= uint32(in.imm)
+		case opJne:
+			if r[in.dst] != uint32(in.imm) {
+				pc += int(in.off)
+			}
+		case opJneReg:
+			if r[in.dst] != r[in.src] {
+				pc += int(in.off)
+			}
+		case opJeqZero:
+			if r[in.dst] == uint32(in.imm) {
+				pc += int(in.off)
+			}
+		case opExit:
+			return r[regRet] == 1
+		default:
+			t.Fatalf("instruction %#x", in.op)
+		}
+	}
+}
+
+func TestDeviceProgram(t *testing.T) {
+	const b, c, m, r, w = unix.BPF_DEVCG_DEV_BLOCK, unix.BPF_DEVCG_DEV_CHAR, unix.BPF_DEVCG_ACC_MKNOD, unix.BPF_DEVCG_ACC_READ, unix.BPF_DEVCG_ACC_WRITE
+	prog, err := deviceProgram([]specs.LinuxDeviceCgroup{
+		{Allow: false, Access: "rwm"},
+		{Allow: true, Type: "c", Access: "m"},
+		{Allow: true, Type: "c", Major: p(int64(1)), Minor: p(int64(3)), Access: "rwm"},
+		{Allow: true, Type: "b", Major: p(int64(254)), Access: "r"},
+		{Allow: false, Type: "c", Major: p(int64(1)), Minor: p(int64(9)), Access: "m"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct {
+		kind, access, major, minor uint32
+		want                       bool
+	}{
+		{c, r | w, 1, 3, true}, {c, m, 9, 9, true}, {c, r, 9, 9, false}, {c, r | m, 9, 9, false},
+		{b, r, 254, 7, true}, {b, w, 254, 7, false}, {b, r | w, 254, 7, false}, {b, r, 8, 0, false},
+		{b, m, 1, 3, false}, {c, m, 1, 9, false},
+	} {
+		if got := run(t, prog, x.kind, x.access, x.major, x.minor); got != x.want {
+			t.Errorf("%+v: %v", x, got)
+		}
+	}
+	all, err := deviceProgram([]specs.LinuxDeviceCgroup{{Allow: false}, {Allow: true, Type: "a", Access: "rwm"}})
+	if err != nil || !run(t, all, c, r, 5, 5) {
+		t.Errorf("allow all: %v", err)
+	}
+	for _, bad := range []specs.LinuxDeviceCgroup{{Type: "x", Access: "r"}, {Type: "c", Access: "q"}, {Type: "c"}} {
+		if _, err := deviceProgram([]specs.LinuxDeviceCgroup{bad}); fault.KindOf(err) != fault.InvalidArgument {
+			t.Errorf("%+v: %v", bad, err)
+		}
+	}
+}
+
+// fake makes a directory that looks like a group.
+func fake(t *testing.T, files map[string]string) *Group {
+	t.Helper()
+	dir := t.TempDir()
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w, err := NewWatcher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); w.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return &Group{dir: dir, watch: w}
+}
+
+func TestStats(t *testing.T) {
+	g := fake(t, map[string]string{
+		"cpu.stat":       "usage_usec 5\nuser_usec 3\nsystem_usec 2\nnr_periods 7\nnr_throttled 1\nthrottled_usec 9\n",
+		"memory.current": "4096\n", "memory.max": "max\n", "memory.stat": "file 100\nkernel 50\nanon 7\n",
+		"memory.events": "low 0\nhigh 0\nmax 4\noom 0\noom_kill 0\n",
+		"pids.current":  "3\n", "pids.max": "10\n",
+		"io.stat":             "254:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n",
+		"hugetlb.2MB.current": "2097152\n", "hugetlb.2MB.events": "max 6\n", "hugetlb.2MB.rsvd.current": "0\n",
+	})
+	s, err := g.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.CpuStats.CpuUsage.TotalUsage != 5000 || s.CpuStats.ThrottlingData.ThrottledTime != 9000 {
+		t.Errorf("cpu %v", s.CpuStats)
+	}
+	if m := s.MemoryStats; m.Usage.Usage != 4096 || m.Usage.Limit != 0 || m.Usage.Failcnt != 4 || m.Cache != 100 || m.KernelUsage.Usage != 50 || m.Stats["anon"] != 7 {
+		t.Errorf("memory %v", m)
+	}
+	if s.PidsStats.Current != 3 || s.PidsStats.Limit != 10 || len(s.BlkioStats.IoServiceBytesRecursive) != 3 || s.BlkioStats.IoServiceBytesRecursive[1].Value != 20 {
+		t.Errorf("pids %v, io %v", s.PidsStats, s.BlkioStats)
+	}
+	if h := s.HugetlbStats["2MB"]; len(s.HugetlbStats) != 1 || h.Usage != 2<<20 || h.Failcnt != 6 {
+		t.Errorf("huge pages %v", s.HugetlbStats)
+	}
+}
+
+func TestFreezeWaitsForTheKernel(t *testing.T) {
+	g := fake(t, map[string]string{"cgroup.freeze": "0", "cgroup.events": "populated 1\nfrozen 0\n"})
+	done := make(chan error, 1)
+	go func() { done <- g.Freeze(context.Background(), true) }()
+	select {
+	case err := <-done:
+		t.Fatalf("returned before the kernel froze: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	// One write, as the kernel changes the file at once.
+	f, err := os.OpenFile(filepath.Join(g.dir, "cgroup.events"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString("populated 1\nfrozen 1\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	if err := g.WaitEmpty(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a populated group: %v", err)
+	}
+	if len(g.watch.subs) != 0 {
+		t.Errorf("watches left: %v", g.watch.subs)
+	}
+}
+
+func TestOOMCountsOnlyNewKills(t *testing.T) {
+	g := fake(t, map[string]string{"memory.events": "oom 0\noom_kill 0\n"})
+	ctx, cancel := context.WithCancel(context.Background())
+	hits := make(chan struct{}, 8)
+	done := make(chan error, 1)
+	go func() { done <- g.WatchOOM(ctx, func() { hits <- struct{}{} }) }()
+	path := filepath.Join(g.dir, "memory.events")
+	if err := os.WriteFile(path, []byte("oom 1\noom_kill 1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	<-hits
+	if err := os.WriteFile(path, []byte("oom 2\noom_kill 1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-done; err != nil || len(hits) != 0 {
+		t.Errorf("%v, %d more", err, len(hits))
+	}
+}
+
+func TestApplyNamesTheMissingFile(t *testing.T) {
+	g := fake(t, map[string]string{"memory.max": ""})
+	err := g.Apply(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: p(int64(5)), Swap: p(int64(5))}})
+	if err != nil {
+		t.Errorf("a kernel without swap accounting: %v", err)
+	}
+	if b, _ := os.ReadFile(filepath.Join(g.dir, "memory.max")); string(b) != "5" {
+		t.Errorf("memory.max %q", b)
+	}
+	err = g.Apply(&specs.LinuxResources{Pids: &specs.LinuxPids{Limit: p(int64(5))}})
+	if fault.KindOf(err) != fault.FailedPrecondition {
+		t.Errorf("missing pids.max: %v", err)
+	}
+}

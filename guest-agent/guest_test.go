@@ -1,0 +1,613 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guestagent_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kata-v2/kata/protocols"
+	"github.com/kata-v2/kata/protocols/agentpb"
+)
+
+// TestGuest boots one machine and goes through what a runtime does with it.
+func TestGuest(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a virtual machine")
+	}
+	g := startGuest(t, "agent.passfd_listener_port=1027")
+	t.Logf("ready %v after QEMU's start", g.ready)
+	ctx := context.Background()
+	if _, err := g.CreateSandbox(ctx, &agentpb.CreateSandboxRequest{Hostname: "pod1", SandboxId: "s1", Dns: []string{"192.0.2.1", "options ndots:5"}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []struct {
+		name string
+		run  func(*testing.T, *guest)
+	}{
+		{"details", testDetails}, {"output", testOutput}, {"exit", testExit}, {"missing", testMissing},
+		{"exec", testExec}, {"execLatency", testExecLatency}, {"stdin", testStdin}, {"tty", testTTY},
+		{"signals", testSignals}, {"grandchild", testGrandchild}, {"digest", testDigest},
+		{"limits", testLimits}, {"devices", testDevices}, {"oom", testOOM}, {"pause", testPause},
+		{"stats", testStats}, {"pod", testPod}, {"null", testNullStdio}, {"remove", testRemoveRunning},
+		{"many", testMany}, {"clean", testClean},
+	} {
+		t.Run(s.name, func(t *testing.T) { s.run(t, g) })
+	}
+	if _, err := g.DestroySandbox(ctx, &agentpb.DestroySandboxRequest{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// box is a container under test.
+type box struct {
+	t        *testing.T
+	g        *guest
+	id       string
+	out, err net.Conn
+	in       net.Conn
+}
+
+func (g *guest) create(t *testing.T, id string, s *agentpb.Spec, tune ...func(*agentpb.CreateContainerRequest)) *box {
+	t.Helper()
+	b := &box{t: t, g: g, id: id}
+	req := &agentpb.CreateContainerRequest{ContainerId: id, OCI: s}
+	b.in, req.StdinPort = g.stream(t)
+	b.out, req.StdoutPort = g.stream(t)
+	if !s.Process.Terminal {
+		b.err, req.StderrPort = g.stream(t)
+	}
+	for _, f := range tune {
+		f(req)
+	}
+	if _, err := g.CreateContainer(bounded(t), req); err != nil {
+		t.Fatalf("create %s: %v", id, err)
+	}
+	t.Cleanup(func() { b.remove() })
+	return b
+}
+
+func (b *box) start() *box {
+	b.t.Helper()
+	if _, err := b.g.StartContainer(bounded(b.t), &agentpb.StartContainerRequest{ContainerId: b.id}); err != nil {
+		b.t.Fatalf("start %s: %v", b.id, err)
+	}
+	return b
+}
+
+func (b *box) wait(exec string) int {
+	b.t.Helper()
+	r, err := b.g.WaitProcess(bounded(b.t), &agentpb.WaitProcessRequest{ContainerId: b.id, ExecId: exec})
+	if err != nil {
+		b.t.Fatalf("wait %s/%s: %v", b.id, exec, err)
+	}
+	return int(r.Status)
+}
+
+func (b *box) remove() {
+	_, err := b.g.RemoveContainer(bounded(b.t), &agentpb.RemoveContainerRequest{ContainerId: b.id})
+	if err != nil && status.Code(err) != codes.NotFound {
+		b.t.Errorf("remove %s: %v", b.id, err)
+	}
+}
+
+func (b *box) signal(exec string, sig uint32) error {
+	_, err := b.g.SignalProcess(bounded(b.t), &agentpb.SignalProcessRequest{ContainerId: b.id, ExecId: exec, Signal: sig})
+	return err
+}
+
+// read returns everything up to the end of the stream.
+func read(t *testing.T, c net.Conn) string {
+	t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
+	b, err := io.ReadAll(c)
+	if err != nil {
+		t.Fatalf("read: %v after %q", err, b)
+	}
+	return string(b)
+}
+
+// exec runs a process and returns its stdio.
+func (b *box) exec(id string, p *agentpb.Process) (in, out, errc net.Conn) {
+	b.t.Helper()
+	req := &agentpb.ExecProcessRequest{ContainerId: b.id, ExecId: id, Process: p}
+	in, req.StdinPort = b.g.stream(b.t)
+	out, req.StdoutPort = b.g.stream(b.t)
+	if !p.Terminal {
+		errc, req.StderrPort = b.g.stream(b.t)
+	}
+	if _, err := b.g.ExecProcess(bounded(b.t), req); err != nil {
+		b.t.Fatalf("exec %s: %v", id, err)
+	}
+	return in, out, errc
+}
+
+func testDetails(t *testing.T, g *guest) {
+	d, err := g.GetGuestDetails(bounded(t), &agentpb.GuestDetailsRequest{MemBlockSize: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []string{protocols.FeatureReadyDial, protocols.FeatureStdioStreams, "pids"} {
+		if !slices.Contains(d.AgentDetails.ExtraFeatures, f) {
+			t.Errorf("feature %s is not announced: %v", f, d.AgentDetails.ExtraFeatures)
+		}
+	}
+	h, err := g.health.Check(bounded(t), &agentpb.CheckRequest{})
+	if err != nil || h.Status != agentpb.HealthCheckResponse_SERVING {
+		t.Errorf("health: %v, %v", h, err)
+	}
+}
+
+func testOutput(t *testing.T, g *guest) {
+	script := `echo hello; echo oops >&2; id -u; hostname; ulimit -n; ls /sys/fs/cgroup | grep -c cgroup.procs; echo $$`
+	start := time.Now()
+	b := g.create(t, "out", spec("sh", "-c", script))
+	created := time.Since(start)
+	b.start()
+	started := time.Since(start)
+	if got, want := read(t, b.out), "hello\n0\nbox\n1024\n1\n1\n"; got != want {
+		t.Errorf("stdout %q, want %q", got, want)
+	}
+	if got := read(t, b.err); got != "oops\n" {
+		t.Errorf("stderr %q", got)
+	}
+	if code := b.wait(""); code != 0 {
+		t.Errorf("status %d", code)
+	}
+	t.Logf("created %v, started %v, ended %v (first container)", created, started, time.Since(start))
+	start = time.Now()
+	b2 := g.create(t, "out2", spec("true"))
+	created = time.Since(start)
+	b2.start().wait("")
+	t.Logf("second: created %v, ended %v", created, time.Since(start))
+	start = time.Now()
+	b2.remove()
+	t.Logf("removed in %v", time.Since(start))
+}
+
+func testExit(t *testing.T, g *guest) {
+	for i, c := range []struct {
+		script string
+		want   int
+	}{{"exit 7", 7}, {"kill -TERM $$; sleep 1; exit 3", 3}, {"sh -c 'kill -KILL $$'; exit $?", 137}} {
+		b := g.create(t, fmt.Sprintf("exit%d", i), spec("sh", "-c", c.script)).start()
+		if got := b.wait(""); got != c.want {
+			t.Errorf("%s: status %d, want %d", c.script, got, c.want)
+		}
+		if got := b.wait(b.id); got != c.want {
+			t.Errorf("%s: second wait: status %d", c.script, got)
+		}
+	}
+}
+
+func testMissing(t *testing.T, g *guest) {
+	s := spec("/no/such/program")
+	req := &agentpb.CreateContainerRequest{ContainerId: "missing", OCI: s}
+	_, err := g.CreateContainer(bounded(t), req)
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "/no/such/program") {
+		t.Errorf("create: %v", err)
+	}
+	b := g.create(t, "missing", spec("sleep", "100")).start()
+	_, err = g.ExecProcess(bounded(t), &agentpb.ExecProcessRequest{ContainerId: b.id, ExecId: "e", Process: process("nope")})
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "nope") {
+		t.Errorf("exec: %v", err)
+	}
+	for _, want := range []struct {
+		code codes.Code
+		err  error
+	}{
+		{codes.NotFound, call(g.StartContainer(bounded(t), &agentpb.StartContainerRequest{ContainerId: "absent"}))},
+		{codes.FailedPrecondition, call(g.StartContainer(bounded(t), &agentpb.StartContainerRequest{ContainerId: b.id}))},
+		{codes.AlreadyExists, call(g.CreateContainer(bounded(t), &agentpb.CreateContainerRequest{ContainerId: b.id, OCI: s}))},
+		{codes.InvalidArgument, call(g.CreateContainer(bounded(t), &agentpb.CreateContainerRequest{ContainerId: "../x", OCI: s}))},
+		{codes.InvalidArgument, call(g.CreateContainer(bounded(t), &agentpb.CreateContainerRequest{ContainerId: "y"}))},
+		{codes.NotFound, b.signal("none", 15)},
+		{codes.Unimplemented, call(g.SetPolicy(bounded(t), &agentpb.SetPolicyRequest{}))},
+		{codes.AlreadyExists, call(g.CreateSandbox(bounded(t), &agentpb.CreateSandboxRequest{}))},
+	} {
+		if status.Code(want.err) != want.code {
+			t.Errorf("got %v, want %v", want.err, want.code)
+		}
+	}
+}
+
+func call(_ any, err error) error { return err }
+
+func testExec(t *testing.T, g *guest) {
+	b := g.create(t, "exec", spec("sleep", "1000")).start()
+	p := process("sh", "-c", "echo $A; id -u; id -g; cat; exit 5")
+	p.Env, p.User = append(p.Env, "A=b"), &agentpb.User{UID: 1000, GID: 1001}
+	in, out, errc := b.exec("e1", p)
+	if _, err := in.Write([]byte("typed")); err != nil {
+		t.Fatal(err)
+	}
+	if err := in.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, out); got != "b\n1000\n1001\ntyped" {
+		t.Errorf("stdout %q", got)
+	}
+	if got := read(t, errc); got != "" {
+		t.Errorf("stderr %q", got)
+	}
+	if code := b.wait("e1"); code != 5 {
+		t.Errorf("status %d", code)
+	}
+	d, err := g.GetDiagnosticData(bounded(t), &agentpb.GetDiagnosticDataRequest{LogType: "pids", ContainerId: b.id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pids []struct {
+		PID    int    `json:"pid"`
+		ExecID string `json:"exec_id"`
+	}
+	if err := json.Unmarshal([]byte(d.Data), &pids); err != nil || len(pids) != 1 || pids[0].ExecID != b.id || pids[0].PID < 2 {
+		t.Errorf("pids %s: %v", d.Data, err)
+	}
+}
+
+func testExecLatency(t *testing.T, g *guest) {
+	b := g.create(t, "lat", spec("sleep", "1000")).start()
+	var all []time.Duration
+	for i := range 7 {
+		id := fmt.Sprintf("l%d", i)
+		start := time.Now()
+		req := &agentpb.ExecProcessRequest{ContainerId: b.id, ExecId: id, Process: process("true")}
+		_, req.StdoutPort = g.stream(t)
+		if _, err := g.ExecProcess(bounded(t), req); err != nil {
+			t.Fatal(err)
+		}
+		if code := b.wait(id); code != 0 {
+			t.Errorf("status %d", code)
+		}
+		all = append(all, time.Since(start))
+	}
+	slices.Sort(all)
+	t.Logf("exec of true, dial to status: median %v, min %v, max %v of %d", all[len(all)/2], all[0], all[len(all)-1], len(all))
+}
+
+func testStdin(t *testing.T, g *guest) {
+	b := g.create(t, "stdin", spec("cat")).start()
+	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<14)
+	go func() {
+		_, _ = b.in.Write(big)
+		_ = b.in.(interface{ CloseWrite() error }).CloseWrite()
+	}()
+	if got := read(t, b.out); got != string(big) {
+		t.Errorf("%d bytes came back of %d", len(got), len(big))
+	}
+	if code := b.wait(""); code != 0 {
+		t.Errorf("status %d", code)
+	}
+}
+
+func testTTY(t *testing.T, g *guest) {
+	s := spec("sh", "-c", "stty size; cat; stty size; echo done")
+	s.Process.Terminal, s.Process.ConsoleSize = true, &agentpb.Box{Height: 24, Width: 80}
+	b := g.create(t, "tty", s).start()
+	out := bufferOf(b.out)
+	out.until(t, "24 80")
+	if _, err := g.TtyWinResize(bounded(t), &agentpb.TtyWinResizeRequest{ContainerId: b.id, Row: 50, Column: 132}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.in.Write([]byte("line\n\x04")); err != nil { // ^D ends cat
+		t.Fatal(err)
+	}
+	out.until(t, "50 132")
+	out.until(t, "done")
+	if code := b.wait(""); code != 0 {
+		t.Errorf("status %d", code)
+	}
+	x := g.create(t, "tty2", spec("sleep", "100")).start()
+	p := process("sh", "-c", "test -t 0 && test -t 1 && echo terminal")
+	p.Terminal = true
+	_, o, _ := x.exec("t", p)
+	if got := read(t, o); got != "terminal\r\n" {
+		t.Errorf("exec with a terminal: %q", got)
+	}
+}
+
+// reader collects output in the test's own goroutine.
+type reader struct {
+	c   net.Conn
+	got []byte
+}
+
+func bufferOf(c net.Conn) *reader { return &reader{c: c} }
+
+func (r *reader) until(t *testing.T, want string) {
+	t.Helper()
+	_ = r.c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	b := make([]byte, 4096)
+	for !bytes.Contains(r.got, []byte(want)) {
+		n, err := r.c.Read(b)
+		r.got = append(r.got, b[:n]...)
+		if err != nil && !bytes.Contains(r.got, []byte(want)) {
+			t.Fatalf("%q before %q: %v", r.got, want, err)
+		}
+	}
+}
+
+func testSignals(t *testing.T, g *guest) {
+	// An init without a handler ignores TERM, as on any Linux.
+	b := g.create(t, "sig", spec("sleep", "1000")).start()
+	if err := b.signal("", 15); err != nil {
+		t.Fatal(err)
+	}
+	_, out, _ := b.exec("alive", process("echo", "alive"))
+	if got := read(t, out); got != "alive\n" {
+		t.Errorf("after TERM: %q", got)
+	}
+	if code := b.wait("alive"); code != 0 {
+		t.Errorf("status %d", code)
+	}
+	b.exec("e", process("sleep", "1000"))
+	if err := b.signal("e", 15); err != nil {
+		t.Fatal(err)
+	}
+	if code := b.wait("e"); code != 143 {
+		t.Errorf("exec killed by TERM: status %d", code)
+	}
+	if err := b.signal("", 9); err != nil {
+		t.Fatal(err)
+	}
+	if code := b.wait(""); code != 137 {
+		t.Errorf("KILL: status %d", code)
+	}
+	if err := b.signal(b.id, 15); status.Code(err) != codes.NotFound {
+		t.Errorf("signal to a finished process: %v", err)
+	}
+	h := g.create(t, "sig2", spec("sh", "-c", "trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done")).start()
+	bufferOf(h.out).until(t, "ready")
+	if err := h.signal("", 15); err != nil {
+		t.Fatal(err)
+	}
+	if code := h.wait(""); code != 9 {
+		t.Errorf("handled TERM: status %d", code)
+	}
+}
+
+// testGrandchild: a descendant that holds stdout delays the stream's end, not the exit.
+func testGrandchild(t *testing.T, g *guest) {
+	b := g.create(t, "grand", spec("sleep", "1000")).start()
+	start := time.Now()
+	_, out, _ := b.exec("e", process("sh", "-c", "(sleep 3; echo late) & echo early; exit 4"))
+	if code := b.wait("e"); code != 4 {
+		t.Errorf("status %d", code)
+	}
+	if took := time.Since(start); took > 2500*time.Millisecond {
+		t.Errorf("the exit took %v: it waited for the descendant", took)
+	}
+	if got := read(t, out); got != "early\nlate\n" {
+		t.Errorf("stdout %q", got)
+	}
+}
+
+// testDigest: 64 MiB through stdout, every byte before the container's removal returns.
+func testDigest(t *testing.T, g *guest) {
+	const size = 64 << 20
+	b := g.create(t, "digest", spec("dd", "if=/dev/zero", "bs=64k", "count=1024"))
+	b.start()
+	sum := make(chan [32]byte, 1)
+	n := make(chan int64, 1)
+	start := time.Now()
+	go func() {
+		h := sha256.New()
+		k, _ := io.Copy(h, b.out)
+		n <- k
+		sum <- [32]byte(h.Sum(nil))
+	}()
+	if code := b.wait(""); code != 0 {
+		t.Errorf("status %d", code)
+	}
+	b.remove()
+	if k := <-n; k != size {
+		t.Errorf("%d bytes of %d", k, size)
+	}
+	if got, want := <-sum, sha256.Sum256(make([]byte, size)); got != want {
+		t.Error("the digest differs")
+	}
+	t.Logf("64 MiB in %v: %.0f MB/s", time.Since(start), size/1e6/time.Since(start).Seconds())
+}
+
+func testLimits(t *testing.T, g *guest) {
+	s := spec("sh", "-c", "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max cpu.weight; cat; cat memory.max")
+	s.Linux.Resources = &agentpb.LinuxResources{
+		Memory: &agentpb.LinuxMemory{Limit: 64 << 20},
+		Pids:   &agentpb.LinuxPids{Limit: 50},
+		CPU:    &agentpb.LinuxCPU{Shares: 512, Quota: 50000, Period: 100000},
+	}
+	b := g.create(t, "limits", s).start()
+	out := bufferOf(b.out)
+	out.until(t, "67108864\n50\n50000 100000\n20\n")
+	if _, err := g.UpdateContainer(bounded(t), &agentpb.UpdateContainerRequest{ContainerId: b.id, Resources: &agentpb.LinuxResources{
+		Memory: &agentpb.LinuxMemory{Limit: 128 << 20}}}); err != nil {
+		t.Fatal(err)
+	}
+	b.in.(interface{ CloseWrite() error }).CloseWrite()
+	out.until(t, "134217728\n")
+	bad := spec("true")
+	bad.Linux.Resources = &agentpb.LinuxResources{CPU: &agentpb.LinuxCPU{Cpus: "77"}}
+	_, err := g.CreateContainer(bounded(t), &agentpb.CreateContainerRequest{ContainerId: "badlimit", OCI: bad})
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "cpuset.cpus") {
+		t.Errorf("a CPU that is not there: %v", err)
+	}
+}
+
+func testDevices(t *testing.T, g *guest) {
+	s := spec("sh", "-c", "echo x >/dev/null && echo null; mknod /tmp/c c 4 64 && echo made; cat /tmp/c 2>/dev/null && echo read; dd if=/dev/zero bs=1 count=1 2>/dev/null | wc -c")
+	s.Linux.Resources = &agentpb.LinuxResources{Devices: []*agentpb.LinuxDeviceCgroup{
+		{Allow: false, Access: "rwm"},
+		{Allow: true, Type: "c", Major: -1, Minor: -1, Access: "m"},
+		{Allow: true, Type: "c", Major: 1, Minor: 3, Access: "rwm"},
+		{Allow: true, Type: "c", Major: 1, Minor: 5, Access: "r"},
+	}}
+	b := g.create(t, "dev", s).start()
+	if got := read(t, b.out); got != "null\nmade\n1\n" {
+		t.Errorf("stdout %q, stderr %q", got, read(t, b.err))
+	}
+}
+
+func testOOM(t *testing.T, g *guest) {
+	s := spec("sh", "-c", "sleep 0.2; tail /dev/zero; exit 1")
+	s.Linux.Resources = &agentpb.LinuxResources{Memory: &agentpb.LinuxMemory{Limit: 16 << 20, Swap: 16 << 20}}
+	b := g.create(t, "oom", s).start()
+	ev, err := g.GetOOMEvent(bounded(t), &agentpb.GetOOMEventRequest{})
+	if err != nil || ev.ContainerId != b.id {
+		t.Errorf("event %v, %v", ev, err)
+	}
+	b.wait("")
+}
+
+func testPause(t *testing.T, g *guest) {
+	b := g.create(t, "pause", spec("sh", "-c", "while :; do echo tick; sleep 0.02; done")).start()
+	out := bufferOf(b.out)
+	out.until(t, "tick")
+	if _, err := g.PauseContainer(bounded(t), &agentpb.PauseContainerRequest{ContainerId: b.id}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := g.ExecProcess(bounded(t), &agentpb.ExecProcessRequest{ContainerId: b.id, ExecId: "e", Process: process("true")})
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "paused") {
+		t.Errorf("exec in a paused container: %v", err)
+	}
+	if _, err := g.ResumeContainer(bounded(t), &agentpb.ResumeContainerRequest{ContainerId: b.id}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.PauseContainer(bounded(t), &agentpb.PauseContainerRequest{ContainerId: b.id}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.signal("", 9); err != nil { // a frozen container dies as well
+		t.Fatal(err)
+	}
+	if code := b.wait(""); code != 137 {
+		t.Errorf("status %d", code)
+	}
+}
+
+func testStats(t *testing.T, g *guest) {
+	b := g.create(t, "stats", spec("sleep", "1000")).start()
+	r, err := g.StatsContainer(bounded(t), &agentpb.StatsContainerRequest{ContainerId: b.id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := r.CgroupStats
+	if c.GetCpuStats().GetCpuUsage().GetTotalUsage() == 0 || c.GetMemoryStats().GetUsage().GetUsage() == 0 || c.GetPidsStats().GetCurrent() != 1 {
+		t.Errorf("stats %v", r)
+	}
+}
+
+// testPod: containers of a pod share ipc and uts, and the pid namespace when asked.
+func testPod(t *testing.T, g *guest) {
+	inPod := func(kind string, args ...string) *agentpb.Spec {
+		s := spec(args...)
+		s.Annotations = map[string]string{"io.kubernetes.cri.container-type": kind}
+		return s
+	}
+	shared := func(r *agentpb.CreateContainerRequest) { r.SandboxPidns = true }
+	g.create(t, "pause0", inPod("sandbox", "sleep", "1000"), shared).start()
+	show := "for n in ipc uts pid; do readlink /proc/self/ns/$n; done; hostname"
+	a := g.create(t, "ctr1", inPod("container", "sh", "-c", show), shared).start()
+	b := g.create(t, "ctr2", inPod("container", "sh", "-c", show), shared).start()
+	c := g.create(t, "alone", spec("sh", "-c", show)).start()
+	x, y, z := read(t, a.out), read(t, b.out), read(t, c.out)
+	if x != y || !strings.Contains(x, "pod1\n") {
+		t.Errorf("namespaces of one pod differ:\n%s\n%s", x, y)
+	}
+	xs, zs := strings.Split(x, "\n"), strings.Split(z, "\n")
+	if len(xs) != len(zs) {
+		t.Fatalf("%q and %q", x, z)
+	}
+	for i := range 3 {
+		if xs[i] == zs[i] {
+			t.Errorf("a container of its own shares %s", zs[i])
+		}
+	}
+}
+
+// testNullStdio: no ports mean no stdio, and the process is not blocked by what it writes.
+func testNullStdio(t *testing.T, g *guest) {
+	none := func(r *agentpb.CreateContainerRequest) { r.StdinPort, r.StdoutPort, r.StderrPort = 0, 0, 0 }
+	b := g.create(t, "null", spec("dd", "if=/dev/zero", "bs=64k", "count=32"), none).start()
+	if code := b.wait(""); code != 0 {
+		t.Errorf("status %d", code)
+	}
+}
+
+func testRemoveRunning(t *testing.T, g *guest) {
+	b := g.create(t, "rm", spec("sh", "-c", "sleep 1000 & sleep 1000")).start()
+	b.exec("e", process("sleep", "1000"))
+	start := time.Now()
+	b.remove()
+	t.Logf("removed a running container in %v", time.Since(start))
+	if _, err := g.RemoveContainer(bounded(t), &agentpb.RemoveContainerRequest{ContainerId: "rm"}); status.Code(err) != codes.NotFound {
+		t.Errorf("second removal: %v", err)
+	}
+	// Never started.
+	g.create(t, "rm2", spec("true")).remove()
+}
+
+func testMany(t *testing.T, g *guest) {
+	b := g.create(t, "many", spec("sleep", "1000")).start()
+	done := make(chan error, 8)
+	for i := range 8 {
+		go func() {
+			id := fmt.Sprintf("m%d", i)
+			_, err := g.ExecProcess(bounded(t), &agentpb.ExecProcessRequest{ContainerId: b.id, ExecId: id, Process: process("sh", "-c", fmt.Sprintf("exit %d", i))})
+			if err == nil {
+				var r *agentpb.WaitProcessResponse
+				if r, err = g.WaitProcess(bounded(t), &agentpb.WaitProcessRequest{ContainerId: b.id, ExecId: id}); err == nil && int(r.Status) != i {
+					err = fmt.Errorf("%s: status %d", id, r.Status)
+				}
+			}
+			done <- err
+		}()
+	}
+	for range 8 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// testClean: removed containers leave no mount, cgroup, file or goroutine.
+func testClean(t *testing.T, g *guest) {
+	s := spec("sh", "-c", "cat /guestproc/1/mountinfo; ls /guestrun /guestcg /guestcrun; ls /guestproc/1/fd | wc -l")
+	s.Mounts = append(s.Mounts,
+		&agentpb.Mount{Destination: "/guestproc", Type: "bind", Source: "/proc", Options: []string{"rbind", "ro"}},
+		&agentpb.Mount{Destination: "/guestrun", Type: "bind", Source: "/run/kata-containers", Options: []string{"bind"}},
+		&agentpb.Mount{Destination: "/guestcg", Type: "bind", Source: "/sys/fs/cgroup/kata", Options: []string{"bind"}},
+		&agentpb.Mount{Destination: "/guestcrun", Type: "bind", Source: "/run/crun", Options: []string{"bind"}})
+	b := g.create(t, "clean", s).start()
+	out := read(t, b.out)
+	for _, id := range []string{"out", "exec", "tty", "digest", "pause0", "rm", "many", "missing", "badlimit"} {
+		for _, line := range strings.Split(out, "\n") {
+			if line == id || strings.Contains(line, "/"+id+"/") {
+				t.Errorf("left of %s: %s", id, line)
+			}
+		}
+	}
+	if !strings.Contains(out, "clean\n") {
+		t.Errorf("the check sees nothing: %s (%s)", out, read(t, b.err))
+	}
+	m, err := g.GetMetrics(bounded(t), &agentpb.GetMetricsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(m.Metrics, "\n") {
+		if strings.HasPrefix(line, "kata_agent_") {
+			t.Log(line)
+		}
+	}
+}
