@@ -146,6 +146,9 @@ func (c *Container) prepare(share *storage.Share, cc ContainerConfig) (*specs.Sp
 			return nil, fmt.Errorf("mounts[%d] (%s): %w: %w", i, m.Destination, err, errdefs.ErrInvalidArgument)
 		}
 	}
+	if cc.Spec.Process.User.Umask != nil {
+		c.s.o.Log.Warn("process.user.umask has no effect: the guest protocol has no field for it", "container", c.id)
+	}
 	return guestSpec(cc.Spec, root, sources, !c.s.o.Config.Runtime.DisableGuestSeccomp), nil
 }
 

@@ -127,14 +127,13 @@ func (s *Sandbox) createInGuest(ctx context.Context, m *machine, spec *specs.Spe
 			Driver: "virtio-fs", Source: protocols.SharedTag, Fstype: "virtiofs", MountPoint: protocols.GuestSharedDir + "/",
 		}},
 	}
-	if size, ok := usesPodShm(spec); ok {
-		shm := &agentpb.Storage{Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", MountPoint: protocols.GuestShmDir,
-			Options: []string{"noexec", "nosuid", "nodev", "mode=1777"}}
-		if size > 0 {
-			shm.Options = append(shm.Options, fmt.Sprintf("size=%d", size))
-		}
-		req.Storages = append(req.Storages, shm)
+	// Any container of the pod may bind it, so it is there whether the first one does or not.
+	shm := &agentpb.Storage{Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", MountPoint: protocols.GuestShmDir,
+		Options: []string{"noexec", "nosuid", "nodev", "mode=1777"}}
+	if size := podShmSize(spec); size > 0 {
+		shm.Options = append(shm.Options, fmt.Sprintf("size=%d", size))
 	}
+	req.Storages = append(req.Storages, shm)
 	for _, line := range s.o.Config.Agent.KernelModules {
 		req.KernelModules = append(req.KernelModules, kernelModule(line))
 	}

@@ -3,6 +3,7 @@
 package sandbox
 
 import (
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -57,6 +58,14 @@ func guestSpec(spec *specs.Spec, root string, sources map[int]string, seccomp bo
 	g.Process = guestProcess(spec.Process)
 	g.Mounts = guestMounts(spec.Mounts, sources)
 	g.Linux = guestLinux(spec.Linux, seccomp)
+	if spec.Domainname != "" { // the wire has no field for it
+		sysctl := maps.Clone(g.Linux.Sysctl)
+		if sysctl == nil {
+			sysctl = map[string]string{}
+		}
+		sysctl["kernel.domainname"] = spec.Domainname
+		g.Linux.Sysctl = sysctl
+	}
 	return &g
 }
 
@@ -116,15 +125,15 @@ func sharesPIDNamespace(spec *specs.Spec) bool {
 	})
 }
 
-// usesPodShm tells whether a mount of the specification is the pod's /dev/shm,
-// and how large the host's is.
-func usesPodShm(spec *specs.Spec) (size int64, ok bool) {
+// podShmSize is the size in bytes of the host's directory that a mount binds as
+// the pod's /dev/shm, 0 when none does.
+func podShmSize(spec *specs.Spec) int64 {
 	for _, m := range spec.Mounts {
 		if planMount(m) == mountPodShm {
-			return tmpfsSize(m.Source), true
+			return tmpfsSize(m.Source)
 		}
 	}
-	return 0, false
+	return 0
 }
 
 // isRecursive tells whether a bind mount takes the mounts below it along.

@@ -49,7 +49,8 @@ type procState struct {
 	paths stdioPaths
 
 	mu       sync.Mutex
-	io       *stdio        // guarded by mu
+	io       *stdio        // guarded by mu; nil before the guest has the process
+	ended    bool          // guarded by mu; CloseIO came, maybe before io
 	starting chan struct{} // guarded by mu; closed when a Start under way has published its event
 }
 
@@ -119,8 +120,24 @@ func (p *procState) attach() error {
 	}
 	p.mu.Lock()
 	p.io = io
+	ended := p.ended
 	p.mu.Unlock()
+	if ended {
+		io.closeStdin()
+	}
 	return nil
+}
+
+// closeStdin may come before the process starts: a client copies its input from
+// Exec on.
+func (p *procState) closeStdin() {
+	p.mu.Lock()
+	p.ended = true
+	io := p.io
+	p.mu.Unlock()
+	if io != nil {
+		io.closeStdin()
+	}
 }
 
 func (p *procState) stdio() *stdio {

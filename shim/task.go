@@ -289,8 +289,8 @@ func (s *service) CloseIO(_ context.Context, r *task.CloseIORequest) (*emptypb.E
 	if err != nil {
 		return nil, err
 	}
-	if io := p.stdio(); io != nil && r.Stdin {
-		io.closeStdin()
+	if r.Stdin {
+		p.closeStdin()
 	}
 	return empty, nil
 }

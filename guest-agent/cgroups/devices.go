@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -23,7 +24,7 @@ func (g *Group) SetDevices(rules []specs.LinuxDeviceCgroup) error {
 	if len(rules) == 0 {
 		return nil
 	}
-	prog, err := deviceProgram(rules)
+	prog, err := deviceProgram(withUsual(rules))
 	if err != nil {
 		return err
 	}
@@ -42,6 +43,32 @@ func (g *Group) SetDevices(rules []specs.LinuxDeviceCgroup) error {
 		return fmt.Errorf("device rules: attach BPF program: %w", err)
 	}
 	return nil
+}
+
+// usualDevices are the character devices that every container has (runtime-spec
+// config-linux.md, "Default Devices"), and ptmx and the terminals behind it.
+// -1 is any minor.
+var usualDevices = [][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 2}, {136, -1}}
+
+// withUsual lets the usual devices be used, and any node be made (using it is
+// another matter), right after the last rule for all devices: a rule that names
+// one of them stays the stronger one.
+func withUsual(rules []specs.LinuxDeviceCgroup) []specs.LinuxDeviceCgroup {
+	at := 0
+	for i, r := range rules {
+		if r.Type == "" || r.Type == "a" {
+			at = i + 1
+		}
+	}
+	usual := []specs.LinuxDeviceCgroup{{Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "b", Access: "m"}}
+	for _, d := range usualDevices {
+		r := specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &d[0], Access: "rwm"}
+		if d[1] >= 0 {
+			r.Minor = &d[1]
+		}
+		usual = append(usual, r)
+	}
+	return slices.Concat(rules[:at], usual, rules[at:])
 }
 
 // insn is one eBPF instruction (Documentation/bpf/instruction-set.rst).
