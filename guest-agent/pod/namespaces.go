@@ -63,17 +63,6 @@ func (n *namespaces) path(t specs.LinuxNamespaceType) (string, error) {
 	return p, nil
 }
 
-func (n *namespaces) close() error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	var errs []error
-	for t, p := range n.made {
-		errs = append(errs, unix.Unmount(p, unix.MNT_DETACH), os.Remove(p))
-		delete(n.made, t)
-	}
-	return errors.Join(errs...)
-}
-
 // pidns is the pid namespace that containers of the pod share: that of the first
 // one which asked for it (the pause container of Kubernetes).
 type pidns struct {

@@ -84,17 +84,35 @@ func (c *Container) takeApart(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Destroy ends the sandbox: every container goes, storage is unmounted, dirty
-// data is written out. The machine is the host's to switch off.
+// Destroy ends the sandbox: every process is killed and dirty data is written
+// out. The machine is the host's to switch off, so what dies with it – mounts,
+// cgroups, bundles – is not taken apart, except for a container whose hooks
+// have a say in it.
 func (p *Pod) Destroy(ctx context.Context) error {
 	var errs []error
 	for _, c := range p.Containers() {
-		errs = append(errs, p.RemoveContainer(ctx, c.ID))
+		if c.poststop {
+			errs = append(errs, p.RemoveContainer(ctx, c.ID))
+		} else {
+			errs = append(errs, c.quit(ctx))
+		}
 	}
-	errs = append(errs, p.cfg.Storage.RemoveAll(), p.ns.close())
 	p.mu.Lock()
 	p.active = false
+	clear(p.containers)
 	p.mu.Unlock()
 	unix.Sync()
 	return errors.Join(errs...)
+}
+
+// quit ends a container's processes for good.
+func (c *Container) quit(ctx context.Context) error {
+	c.mu.Lock()
+	c.state = Stopped // from here on no Exec begins
+	c.mu.Unlock()
+	c.shut()
+	if err := c.kill(ctx); err != nil {
+		return fmt.Errorf("end container %s: %w", c.ID, err)
+	}
+	return nil
 }
