@@ -27,21 +27,16 @@ type box struct {
 // machine, and this containerd's pods, bundles, pipes, containers and tasks.
 func begin(t *testing.T, c *lab.Containerd) *box {
 	t.Helper()
-	b := &box{t, c}
+	b := boxOf(t, c)
 	scope := leak.Scope{Patterns: []string{
 		filepath.Join(c.PodsDir(), "[^.]*"), filepath.Join(c.StateDir(), "*task*", "*", "*"),
 		filepath.Join(b.fifoDir(), "*"),
 	}}
-	// Made once and kept: the first test must not be blamed for it.
-	if err := os.MkdirAll(b.fifoDir(), 0o700); err != nil {
-		t.Fatal(err)
-	}
 	before, err := scope.Take()
 	if err != nil {
 		t.Fatal(err)
 	}
 	known := b.known()
-	logged := len(c.Log())
 	t.Cleanup(func() {
 		if now := b.known(); now != known {
 			t.Errorf("containers and tasks changed from %q to %q", known, now)
@@ -53,6 +48,20 @@ func begin(t *testing.T, c *lab.Containerd) *box {
 		if len(left) > 0 {
 			t.Errorf("left behind on this machine:\n%s", leak.Format(left))
 		}
+	})
+	return b
+}
+
+// boxOf shows the log of a failed test.
+func boxOf(t *testing.T, c *lab.Containerd) *box {
+	t.Helper()
+	b := &box{t, c}
+	// Made once and kept: the first test must not be blamed for it.
+	if err := os.MkdirAll(b.fifoDir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	logged := len(c.Log())
+	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("what was logged meanwhile:\n%s", strings.Join(notable(c.Log()[logged:]), "\n"))
 		}

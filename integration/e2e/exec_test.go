@@ -41,9 +41,10 @@ func randomBytes(n int) []byte {
 	return out
 }
 
-// testStdin: bytes arrive, and so does their end; none at all is an end too.
+// testStdin: bytes arrive, and so does their end. (Whether ctr tells the end of
+// an empty input is a race of its own; testEarlyCloseIO tests that.)
 func testStdin(b *box) {
-	for _, n := range []int{0, 1, 4096, 65536, 1<<20 + 1} {
+	for _, n := range []int{1, 4096, 65536, 1<<20 + 1} {
 		data := randomBytes(n)
 		r := b.ctrWith(bytes.NewReader(data), b.execArgs(podID, nil, []string{"sha256sum"})...)
 		b.want(r, 0, fmt.Sprintf("%x  -\n", sha256.Sum256(data)))

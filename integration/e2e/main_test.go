@@ -121,7 +121,7 @@ func newBox(t *testing.T) *box {
 	return begin(t, shared.c)
 }
 
-// newOwnBox begins a test on a containerd of its own.
+// newOwnBox begins a test on a containerd of its own; the snapshot is from before its start.
 func newOwnBox(t *testing.T, o lab.Options) *box {
 	t.Helper()
 	leak.Check(t)
@@ -136,5 +136,5 @@ func newOwnBox(t *testing.T, o lab.Options) *box {
 			t.Error(err)
 		}
 	})
-	return begin(t, c)
+	return boxOf(t, c)
 }

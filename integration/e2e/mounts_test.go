@@ -108,8 +108,7 @@ func testShm(b *box) {
 	shared := script(b.T, "grep ' /dev/shm ' /proc/mounts; echo x >/dev/shm/x && cat /dev/shm/x")
 	for i, m := range shared.Mounts {
 		if m.Destination == "/dev/shm" {
-			shared.Mounts[i].Type, shared.Mounts[i].Source, shared.Mounts[i].Options = "bind", b.TempDir(), []string{"rbind", "ro"}
-			shared.Mounts[i].Options = []string{"rbind", "rw"}
+			shared.Mounts[i].Type, shared.Mounts[i].Source, shared.Mounts[i].Options = "bind", b.TempDir(), []string{"rbind", "rw"}
 		}
 	}
 	if r := b.runSpec("shm", shared); r.Code != 0 || !strings.Contains(r.Stdout, "tmpfs") || !strings.HasSuffix(r.Stdout, "x\n") {

@@ -108,6 +108,34 @@ func testTaskAPI(b *box) {
 		}
 	}
 	testCloseIO(b, ctx, s)
+	testEarlyCloseIO(b, ctx, s)
+}
+
+// testEarlyCloseIO: clients copy from Exec on, so the end of an empty input can
+// come before Start.
+func testEarlyCloseIO(b *box, ctx context.Context, s *shimClient) {
+	io := newPipes(b.T)
+	x := s.exec(ctx, podID, process("cat"), pipes{stdin: io.stdin})
+	if _, err := s.CloseIO(ctx, &task.CloseIORequest{ID: podID, ExecID: x, Stdin: true}); err != nil {
+		b.Error(err)
+	}
+	if _, err := s.Start(ctx, &task.StartRequest{ID: podID, ExecID: x}); err != nil {
+		b.Fatal(err)
+	}
+	limit, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if w, err := s.Wait(limit, &task.WaitRequest{ID: podID, ExecID: x}); err != nil || w.ExitStatus != 0 {
+		b.Errorf("Wait: %v, %v; want the end of an empty input", w, err)
+		if _, err := s.Kill(ctx, &task.KillRequest{ID: podID, ExecID: x, Signal: 9}); err != nil {
+			b.Error(err)
+		}
+		if _, err := s.Wait(ctx, &task.WaitRequest{ID: podID, ExecID: x}); err != nil {
+			b.Error(err)
+		}
+	}
+	if _, err := s.Delete(ctx, &task.DeleteRequest{ID: podID, ExecID: x}); err != nil {
+		b.Error(err)
+	}
 }
 
 // testCloseIO: stdin stays open when its writer goes, and ends with CloseIO once

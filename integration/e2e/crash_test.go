@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/integration/lab"
+)
+
+// endLimit is how soon a task must end after one of its processes was killed.
+const endLimit = 5 * time.Second
+
+// family are the host's processes of one pod.
+type family struct{ shim, vmm, daemon, worker int }
+
+// children lists the processes whose parent is pid, with their names.
+func children(t *testing.T, pid int) map[int]string {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[int]string{}
+	for _, path := range stats {
+		data, _ := os.ReadFile(path)
+		// proc_pid_stat(5): pid (name) state parent …
+		head, tail, ok := strings.Cut(string(data), ") ")
+		f := strings.Fields(tail)
+		if !ok || len(f) < 2 || f[1] != strconv.Itoa(pid) {
+			continue
+		}
+		id, name, _ := strings.Cut(head, " (")
+		if n, err := strconv.Atoi(id); err == nil {
+			out[n] = name
+		}
+	}
+	return out
+}
+
+// family finds the processes of a running task.
+func (b *box) family(id string) family {
+	b.Helper()
+	r, err := b.dialShim(id).Connect(calls(b.T), &task.ConnectRequest{ID: id})
+	if err != nil {
+		b.Fatal(err)
+	}
+	f := family{shim: int(r.ShimPid)}
+	for pid, name := range children(b.T, f.shim) {
+		switch {
+		case strings.HasPrefix(name, "qemu"):
+			f.vmm = pid
+		case strings.HasPrefix(name, "virtiofsd"):
+			f.daemon = pid
+		}
+	}
+	for pid, name := range children(b.T, f.daemon) {
+		if strings.HasPrefix(name, "virtiofsd") {
+			f.worker = pid
+		}
+	}
+	if f.vmm == 0 || f.daemon == 0 || f.worker == 0 {
+		b.Fatalf("processes of the shim %d: %v, %v; want QEMU and a virtiofsd with a child", f.shim, children(b.T, f.shim), f)
+	}
+	return f
+}
+
+// background runs ctr until it ends by itself.
+func (b *box) background(args ...string) <-chan lab.Result {
+	b.Helper()
+	out := make(chan lab.Result, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		out <- b.ctr(args...)
+	}()
+	b.Cleanup(func() { <-done })
+	return out
+}
+
+// awaitStarted waits until the shim has logged a container's start.
+func (b *box) awaitStarted(id string) {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	if _, err := b.c.WaitLog(ctx, func(l string) bool { return lab.Started(l) && strings.Contains(l, "container="+id+" ") }); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// TestSIGKILL: whichever of a pod's processes is killed, the client learns of
+// the end within seconds, the task can be removed, and nothing is left.
+func TestSIGKILL(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		pid  func(family) int
+	}{
+		{"shim", func(f family) int { return f.shim }},
+		{"qemu", func(f family) int { return f.vmm }},
+		{"virtiofsd", func(f family) int { return f.daemon }},
+		{"virtiofsd-worker", func(f family) int { return f.worker }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBox(t)
+			id := "killed-" + c.name
+			dir := t.TempDir()
+			// ctr leaves its pipes behind when a shim vanishes under it, whatever
+			// the runtime: they are not put where this test looks for leftovers.
+			pipes := []string{"--fifo-dir", t.TempDir()}
+			client := b.background(b.c.RunArgs(runtimeName, id, append(pipes, "--mount", "type=bind,src="+dir+",dst=/d,options=rbind:rw"), "sleep", "1000")...)
+			b.awaitStarted(id)
+			f := b.family(id)
+			exec := b.background(append([]string{"tasks", "exec", "--exec-id", execID()}, append(pipes, id, "sh", "-c", "echo up >/d/up; sleep 1000")...)...)
+			b.awaitFile(filepath.Join(dir, "up"), "up")
+			began := time.Now()
+			if err := unix.Kill(c.pid(f), unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			for what, ch := range map[string]<-chan lab.Result{"run": client, "exec": exec} {
+				select {
+				case r := <-ch:
+					t.Logf("ctr %s ended after %v with status %d: %s", what, time.Since(began).Round(time.Millisecond), r.Code, strings.TrimSpace(r.Stderr))
+					// With its shim gone containerd has nobody to ask: ctr reports that instead.
+					if want := 128 + int(unix.SIGKILL); r.Code != want && (c.name != "shim" || r.Code == 0) {
+						t.Errorf("ctr %s ended with status %d, want %d", what, r.Code, want)
+					}
+				case <-time.After(time.Until(began.Add(endLimit))):
+					t.Errorf("ctr %s did not end within %v", what, endLimit)
+				}
+			}
+			b.remove(id)
+		})
+	}
+}
+
+// TestContainerdRestart: a pod lives on without containerd. The new one finds
+// its task and can exec; an exit that happened meanwhile is not lost.
+func TestContainerdRestart(t *testing.T) {
+	b := newOwnBox(t, labOptions(t))
+	dir := t.TempDir()
+	b.startSpec("stays", newSpec(t, "sleep", "1000").group("stays"))
+	b.startSpec("ends", newSpec(t, "sh", "-c", "while ! test -e /d/go; do sleep 0.1; done; echo done >/d/done; exit 3").group("stays").mount("bind", dir, "/d", "rbind", "rw"))
+	boot := b.bootID("stays")
+	if err := b.c.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, "", dir, "go")
+	b.awaitFile(filepath.Join(dir, "done"), "done")
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	if err := b.c.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.bootID("stays"); got != boot {
+		t.Errorf("after the restart the container runs in boot %s, before in %s", got, boot)
+	}
+	table := b.ok("tasks", "ls")
+	if stateOf(table, "stays") != "RUNNING" || stateOf(table, "ends") != "STOPPED" {
+		t.Errorf("after the restart:\n%s", table)
+	}
+	// (containerd forgets a task that lists no processes when it starts.)
+	if r := b.ctr("tasks", "rm", "ends"); r.Code != 3 {
+		t.Errorf("removal of the task that ended meanwhile: %+v; want its status 3", r)
+	}
+	b.ok("containers", "rm", "ends")
+	// An orderly restart too.
+	if err := b.c.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	b.want(b.exec("stays", "echo", "alive"), 0, "alive\n")
+	b.remove("stays")
+}
+
+// TestOldContainerd: the release of Debian 12 speaks the older protocols.
+func TestOldContainerd(t *testing.T) {
+	o := labOptions(t)
+	o.Version = "1.6"
+	b := newOwnBox(t, o)
+	r := b.run("old", nil, "sh", "-c", "echo out; echo err >&2; exit 7")
+	b.want(r, 7, "out\n")
+	b.start("old2", nil, "sleep", "1000")
+	b.want(b.exec("old2", "sh", "-c", "echo in; exit 5"), 5, "in\n")
+	if r := b.ctr("tasks", "rm", "old2"); r.Code == 0 {
+		t.Error("a running task was removed")
+	}
+	b.ok("tasks", "kill", "--signal", "KILL", "old2")
+	if got := b.waitTask("old2"); got != 137 {
+		t.Errorf("status %d, want 137", got)
+	}
+	b.remove("old2")
+	// Its other client of the same socket, restarted.
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	b.start("old3", nil, "sleep", "1000")
+	if err := b.c.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.c.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	b.want(b.exec("old3", "echo", "alive"), 0, "alive\n")
+	b.remove("old3")
+}
+
+// TestRustVirtiofsd: the other daemon serves the same.
+func TestRustVirtiofsd(t *testing.T) {
+	b := newBox(t)
+	path, err := lab.RustVirtiofsd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	writeFile(t, "from the host", dir, "in")
+	b.start("rust", []string{"--runtime-config-path", b.configWith("hypervisor.qemu", "virtio_fs_daemon", strconv.Quote(path)),
+		"--mount", fmt.Sprintf("type=bind,src=%s,dst=/d,options=rbind:rw", dir)}, "sleep", "1000")
+	if got := b.shell("rust", "cat /d/in; echo x >/rootfile; cat /rootfile; chown 1000 /rootfile; stat -c %u /rootfile; echo from the guest >/d/out"); got != "from the hostx\n1000" {
+		b.Errorf("got %q", got)
+	}
+	if got := readFile(t, filepath.Join(dir, "out")); got != "from the guest\n" {
+		b.Errorf("the host reads %q", got)
+	}
+	// It is that daemon indeed.
+	f := b.family("rust")
+	if exe, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", f.daemon)); err != nil || !strings.Contains(string(exe), filepath.Dir(path)) {
+		b.Errorf("the daemon's command is %q, %v; want one below %s", exe, err, filepath.Dir(path))
+	}
+	b.remove("rust")
+}
