@@ -244,6 +244,7 @@ func (c *Container) Start(ctx context.Context) error {
 		c.s.o.Log.Warn("hook", "container", c.id, "error", err) // no reason to stop it (runtime-spec runtime.md)
 	}
 	c.s.o.Log.Info("container started", append([]any{"container", c.id}, c.timings.pairs...)...)
+	m.logOnce.Do(func() { m.workers.Go(m.copyGuestLog) }) // not before: the first start is not to wait for it
 	return nil
 }
 

@@ -140,7 +140,7 @@ func (s *Sandbox) createInGuest(ctx context.Context, m *machine, spec *specs.Spe
 	if _, err := m.agent.CreateSandbox(ctx, req); err != nil {
 		return fmt.Errorf("create sandbox in the guest: %w", m.agent.Err(err))
 	}
-	m.workers.Go(func() { m.setClock() })
+	m.workers.Go(m.setClock)
 	return nil
 }
 

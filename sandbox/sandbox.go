@@ -252,6 +252,7 @@ type machine struct {
 	ctx     context.Context // ends with the machine
 	cancel  context.CancelFunc
 	workers sync.WaitGroup
+	logOnce sync.Once
 
 	mu     sync.Mutex
 	tokens []ledger.Token // guarded by mu; processes in the ledger

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"log/slog"
+	"maps"
+	"slices"
+
+	"github.com/kata-v2/kata/protocols"
+)
+
+// maxGuestLine bounds a line of the guest's log; a longer one ends the copying.
+const maxGuestLine = 16 << 10
+
+// copyGuestLog puts the agent's log lines into ours until the machine ends. The
+// agent's own debug level decides how much comes; what comes is data of the
+// guest, and is written as such.
+func (m *machine) copyGuestLog() {
+	conn, err := m.vm.Dial(m.ctx, protocols.LogPort)
+	if err != nil {
+		if m.ctx.Err() == nil {
+			m.log.Debug("the guest serves no log", "error", err)
+		}
+		return
+	}
+	stop := context.AfterFunc(m.ctx, func() { conn.Close() })
+	defer stop()
+	defer conn.Close()
+	sc := bufio.NewScanner(conn)
+	sc.Buffer(nil, maxGuestLine)
+	for sc.Scan() {
+		level, msg, attrs := parseGuestLine(sc.Bytes())
+		m.log.LogAttrs(m.ctx, level, "guest: "+msg, attrs...)
+	}
+	if err := sc.Err(); err != nil && m.ctx.Err() == nil {
+		m.log.Warn("the guest's log ended", "error", err)
+	}
+}
+
+// guestLevels maps the agent's level names; its info is our debug, as our own
+// lines tell the story of a pod.
+var guestLevels = map[string]slog.Level{"critical": slog.LevelError, "error": slog.LevelError, "warn": slog.LevelWarn}
+
+// parseGuestLine reads a JSON line of the agent; any other line is its own message.
+func parseGuestLine(line []byte) (slog.Level, string, []slog.Attr) {
+	var fields map[string]any
+	if err := json.Unmarshal(line, &fields); err != nil {
+		return slog.LevelDebug, string(line), nil
+	}
+	level, _ := fields["level"].(string)
+	msg, _ := fields["msg"].(string)
+	delete(fields, "level")
+	delete(fields, "msg")
+	delete(fields, "ts")
+	var attrs []slog.Attr
+	for _, k := range slices.Sorted(maps.Keys(fields)) {
+		attrs = append(attrs, slog.Any(k, fields[k]))
+	}
+	l, ok := guestLevels[level]
+	if !ok {
+		l = slog.LevelDebug
+	}
+	return l, msg, attrs
+}
