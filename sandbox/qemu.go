@@ -4,6 +4,7 @@ package sandbox
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 
@@ -76,9 +77,14 @@ func verifyImages(c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	files := []string{c.QEMU.Kernel}
-	if c.QEMU.Initrd != "" {
-		files = append(files, c.QEMU.Initrd)
+	dir := filepath.Join(c.Runtime.StateDir, verifiedDir)
+	for key, file := range map[string]string{"hypervisor.qemu.kernel": c.QEMU.Kernel, "hypervisor.qemu.initrd": c.QEMU.Initrd} {
+		if file == "" {
+			continue
+		}
+		if err := m.VerifyCached(dir, file); err != nil {
+			return fmt.Errorf("%s (set in %s): %w", key, c.Origin(key), err)
+		}
 	}
-	return m.VerifyCached(filepath.Join(c.Runtime.StateDir, verifiedDir), files...)
+	return nil
 }

@@ -223,11 +223,17 @@ func status(s sandbox.State) tasktypes.Status {
 	return tasktypes.Status_STOPPED
 }
 
-// Pids lists the container's processes as the guest numbers them.
+// Pids lists the container's processes as the guest numbers them. A container
+// that has ended and was not deleted still has one, the task's own: containerd
+// throws a task without processes away when it starts again, and its exit status
+// with it (containerd core/runtime/v2/shim_load.go).
 func (s *service) Pids(ctx context.Context, r *task.PidsRequest) (*task.PidsResponse, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
+	}
+	if t.c.Init().State() == sandbox.Stopped {
+		return &task.PidsResponse{Processes: []*tasktypes.ProcessInfo{{Pid: t.pid}}}, nil
 	}
 	pids, err := t.c.Pids(ctx)
 	if err != nil {
