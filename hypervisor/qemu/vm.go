@@ -37,6 +37,7 @@ type VM struct {
 
 	mu       sync.Mutex
 	stopping bool   // guarded by mu; an end from now on is orderly
+	orderly  bool   // guarded by mu; the end was, set before done is closed
 	shutdown string // guarded by mu; reason of QEMU's SHUTDOWN event
 	end      string // guarded by mu; how the process ended, set before done is closed
 }
@@ -67,6 +68,7 @@ func (vm *VM) finish(werr error) {
 		why += " after " + vm.shutdown
 	}
 	vm.end = "QEMU ended: " + why
+	vm.orderly = vm.stopping // a Stop that comes later does not change why it ended
 	vm.mu.Unlock()
 	close(vm.done)
 }
@@ -173,7 +175,7 @@ func (vm *VM) Err() error {
 		return nil
 	}
 	vm.mu.Lock()
-	orderly, msg := vm.stopping, vm.end
+	orderly, msg := vm.orderly, vm.end
 	vm.mu.Unlock()
 	if orderly {
 		return nil
