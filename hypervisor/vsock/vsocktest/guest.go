@@ -282,6 +282,10 @@ func (g *Guest) receive(h [hdrLen]byte, payload []byte) {
 // Dial opens a stream to a host port.
 func (g *Guest) Dial(hostPort uint32) (net.Conn, error) {
 	g.mu.Lock()
+	if g.down {
+		g.mu.Unlock()
+		return nil, os.NewSyscallError("connect", syscall.ENETDOWN)
+	}
 	g.lastPort++
 	c := g.newConn(g.lastPort, hostPort)
 	g.mu.Unlock()
@@ -291,7 +295,7 @@ func (g *Guest) Dial(hostPort uint32) (net.Conn, error) {
 	for !c.open && c.err == nil {
 		c.cond.Wait()
 	}
-	if c.err != nil {
+	if !c.open { // else it was accepted, whatever has become of it since
 		return nil, os.NewSyscallError("connect", c.err)
 	}
 	return c, nil
@@ -301,6 +305,9 @@ func (g *Guest) Dial(hostPort uint32) (net.Conn, error) {
 func (g *Guest) Listen(port uint32) (net.Listener, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.down {
+		return nil, os.NewSyscallError("listen", syscall.ENETDOWN)
+	}
 	if g.listeners[port] != nil {
 		return nil, syscall.EADDRINUSE
 	}

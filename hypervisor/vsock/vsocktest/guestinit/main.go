@@ -2,7 +2,9 @@
 
 // Command guestinit is the init of the machine that the vsock tests boot: it
 // loads the kernel modules that it finds in /modules in the order of their
-// names, serves guestsvc over AF_VSOCK and never ends.
+// names, serves guestsvc over AF_VSOCK, dials the ready port of the kernel
+// command line if there is one, and ends only when ExitPort tells it to. With
+// StuckParam it does nothing at all.
 package main
 
 import (
@@ -10,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/mdlayher/vsock"
@@ -29,6 +32,16 @@ func main() {
 }
 
 func run() error {
+	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	if slices.Contains(strings.Fields(string(line)), guestsvc.StuckParam) {
+		return nil
+	}
 	modules, err := filepath.Glob("/modules/*.ko") // sorted
 	if err != nil {
 		return err
@@ -48,7 +61,7 @@ func run() error {
 		}
 	}
 	fmt.Println("guestinit: ready")
-	return nil
+	return guestsvc.Ready(network, string(line))
 }
 
 func load(path string) error {
@@ -60,14 +73,18 @@ func load(path string) error {
 	return unix.FinitModule(int(f.Fd()), "", 0)
 }
 
+var network = guestsvc.Net{
+	Listen: func(port uint32) (net.Listener, error) {
+		return vsock.ListenContextID(unix.VMADDR_CID_ANY, port, nil)
+	},
+	Dial: func(port uint32) (net.Conn, error) { return vsock.Dial(hostCID, port, nil) },
+	Exit: func() {
+		fmt.Println("guestinit: told to end")
+		os.Exit(1) // the kernel panics: init is gone
+	},
+}
+
 func serve() error {
-	_, err := guestsvc.Start(guestsvc.Net{
-		Listen: func(port uint32) (net.Listener, error) {
-			return vsock.ListenContextID(unix.VMADDR_CID_ANY, port, nil)
-		},
-		Dial: func(port uint32) (net.Conn, error) {
-			return vsock.Dial(hostCID, port, nil)
-		},
-	})
+	_, err := guestsvc.Start(network)
 	return err
 }

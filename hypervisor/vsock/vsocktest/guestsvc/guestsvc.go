@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 )
@@ -23,6 +25,7 @@ const (
 	HoldPort   = 5004 // reads one byte, then nothing until GatePort is dialled, then to the end; answers the count
 	GatePort   = 5005 // opens the gate for the streams that HoldPort holds
 	DialPort   = 5006 // reads a host port, dials it, answers a Dial… byte and echoes on the new stream
+	ExitPort   = 5007 // reads one byte, then ends the guest; only where Net has Exit
 	ClosedPort = 5999 // nobody listens
 )
 
@@ -36,11 +39,41 @@ const (
 // RawSeed as a seed means zeros that nobody checks: for throughput.
 const RawSeed = 0
 
+// Kernel parameters of a guest that runs a Server: the host port that Ready
+// dials, and one by which the guest stops before its driver is up.
+const (
+	ReadyParam = "guestsvc.ready_port"
+	StuckParam = "guestsvc.stuck"
+)
+
 // Net is the guest's network: its listeners and dials are to vsock ports. Every
 // connection has CloseWrite.
 type Net struct {
 	Listen func(port uint32) (net.Listener, error)
 	Dial   func(hostPort uint32) (net.Conn, error)
+	// Exit ends the guest as a crash does; nil leaves ExitPort closed.
+	Exit func()
+}
+
+// Ready dials the host port that ReadyParam names on a kernel command line, and
+// closes the stream again. Without the parameter nothing is done.
+func Ready(n Net, commandLine string) error {
+	for _, f := range strings.Fields(commandLine) {
+		value, ok := strings.CutPrefix(f, ReadyParam+"=")
+		if !ok {
+			continue
+		}
+		port, err := strconv.ParseUint(value, 10, 32)
+		if err != nil {
+			return fmt.Errorf("%s: %w", ReadyParam, err)
+		}
+		c, err := n.Dial(uint32(port))
+		if err != nil {
+			return fmt.Errorf("dial the ready port: %w", err)
+		}
+		return c.Close()
+	}
+	return nil
 }
 
 // Server serves all ports.
@@ -55,10 +88,14 @@ type Server struct {
 // Start opens all ports and serves them until Close.
 func Start(n Net) (*Server, error) {
 	s := &Server{net: n, gate: make(chan struct{})}
-	for port, f := range map[uint32]func(net.Conn) error{
+	services := map[uint32]func(net.Conn) error{
 		EchoPort: echo, SinkPort: sink, SourcePort: source,
 		HoldPort: s.hold, GatePort: s.openGate, DialPort: s.dial,
-	} {
+	}
+	if n.Exit != nil {
+		services[ExitPort] = s.exit
+	}
+	for port, f := range services {
 		l, err := n.Listen(port)
 		if err != nil {
 			s.Close()
@@ -70,12 +107,13 @@ func Start(n Net) (*Server, error) {
 	return s, nil
 }
 
-// Close ends the listeners; streams end with their peers.
+// Close ends the listeners and opens the gate; streams end with their peers.
 func (s *Server) Close() {
 	for _, l := range s.listeners {
 		_ = l.Close()
 	}
 	s.wg.Wait()
+	_ = s.openGate(nil)
 }
 
 func (s *Server) serve(l net.Listener, f func(net.Conn) error) {
@@ -215,6 +253,14 @@ func (s *Server) dial(c net.Conn) error {
 		return errors.Join(werr, err)
 	}
 	return echo(h)
+}
+
+func (s *Server) exit(c net.Conn) error {
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		return err
+	}
+	s.net.Exit()
+	return nil
 }
 
 // Pattern is an endless byte string that depends on a seed and the position, so
