@@ -43,8 +43,9 @@ type agent struct {
 	modules *boot.Modules
 	reaper  *reaper.Reaper
 	hub     *streams.Hub
-	wg      sync.WaitGroup // every goroutine of the agent
-	times   []any          // phases, for one log line
+	groups  func() (*cgroups.Manager, error) // made once, by whoever is first
+	wg      sync.WaitGroup                   // every goroutine of the agent
+	times   []any                            // phases, for one log line
 	last    time.Time
 }
 
@@ -161,11 +162,11 @@ func (a *agent) serve(ctx context.Context) error {
 func (a *agent) service(ctx context.Context) (*rpc.Service, error) {
 	finder := &devices.Finder{Sys: "/sys", Dev: "/dev", Timeout: a.params.HotplugTimeout}
 	store := storage.NewManager(a.modules, finder, protocols.GuestRunDir)
-	groups := sync.OnceValues(func() (*cgroups.Manager, error) { return a.groups(ctx) })
+	a.groups = sync.OnceValues(func() (*cgroups.Manager, error) { return a.makeGroups(ctx) })
 	p := pod.New(pod.Config{
 		Engine: engine.NewCrun(engine.CrunPath, "/run/crun", a.reaper),
 		Group: func(id string) (pod.Group, error) {
-			m, err := groups()
+			m, err := a.groups()
 			if err != nil {
 				return nil, err
 			}
@@ -182,8 +183,8 @@ func (a *agent) service(ctx context.Context) (*rpc.Service, error) {
 	}, nil
 }
 
-// groups makes the cgroup manager, on the first container.
-func (a *agent) groups(ctx context.Context) (*cgroups.Manager, error) {
+// makeGroups makes the cgroup manager.
+func (a *agent) makeGroups(ctx context.Context) (*cgroups.Manager, error) {
 	w, err := cgroups.NewWatcher()
 	if err != nil {
 		return nil, err
@@ -206,10 +207,7 @@ func (a *agent) ready(ctx context.Context) {
 	if err := boot.LoopbackUp(); err != nil {
 		a.log.Error("loopback", agentlog.KeyError, err.Error())
 	}
-	if err := a.modules.Ensure(boot.GroupFS); err != nil {
-		a.log.Error("file system modules", agentlog.KeyError, err.Error())
-	}
-	a.phase("t_fs")
+	a.prepare()
 	a.log.Info("agent ready", append([]any{"version", a.version}, a.times...)...)
 	if a.params.LogPort != 0 {
 		a.serveOn(a.params.LogPort, func(l net.Listener) { a.sink.Serve(ctx, l) })
@@ -217,6 +215,21 @@ func (a *agent) ready(ctx context.Context) {
 	if a.params.DebugConsole {
 		a.debugConsole(ctx)
 	}
+}
+
+// prepare does, while the host is still busy, what the first container will
+// most likely need. An error is not lost: the first use meets it again.
+func (a *agent) prepare() {
+	if boot.HasShare("/sys") {
+		if err := a.modules.EnsureFS("virtiofs"); err != nil {
+			a.log.Error("file system modules", agentlog.KeyError, err.Error())
+		}
+	}
+	a.phase("t_fs")
+	if _, err := a.groups(); err != nil {
+		a.log.Error("cgroups", agentlog.KeyError, err.Error())
+	}
+	a.phase("t_cgroups")
 }
 
 func (a *agent) serveOn(port uint32, f func(net.Listener)) {

@@ -41,7 +41,7 @@ func TestGuest(t *testing.T) {
 		{"exec", testExec}, {"execLatency", testExecLatency}, {"stdin", testStdin}, {"tty", testTTY},
 		{"signals", testSignals}, {"grandchild", testGrandchild}, {"digest", testDigest},
 		{"limits", testLimits}, {"devices", testDevices}, {"oom", testOOM}, {"pause", testPause},
-		{"stats", testStats}, {"pod", testPod}, {"null", testNullStdio}, {"remove", testRemoveRunning},
+		{"stats", testStats}, {"pod", testPod}, {"storage", testStorage}, {"readonly", testReadonly}, {"seccomp", testSeccomp}, {"null", testNullStdio}, {"remove", testRemoveRunning},
 		{"many", testMany}, {"clean", testClean},
 	} {
 		t.Run(s.name, func(t *testing.T) { s.run(t, g) })
@@ -261,7 +261,7 @@ func testExec(t *testing.T, g *guest) {
 func testExecLatency(t *testing.T, g *guest) {
 	b := g.create(t, "lat", spec("sleep", "1000")).start()
 	var all []time.Duration
-	for i := range 7 {
+	for i := range 15 {
 		id := fmt.Sprintf("l%d", i)
 		start := time.Now()
 		req := &agentpb.ExecProcessRequest{ContainerId: b.id, ExecId: id, Process: process("true")}
@@ -536,6 +536,54 @@ func testPod(t *testing.T, g *guest) {
 	}
 }
 
+// testStorage: guest memory, a writable overlay as root, and a file that the host copies.
+func testStorage(t *testing.T, g *guest) {
+	const file = protocols.GuestSharedDir + "/conf"
+	if _, err := g.CopyFile(bounded(t), &agentpb.CopyFileRequest{Path: file, FileSize: 4, FileMode: 0o644, Data: []byte("conf")}); err != nil {
+		t.Fatal(err)
+	}
+	s := spec("sh", "-c", "cat /conf; echo x >/new && cat /new; mount | grep -c '/mem type tmpfs.*size=1024k'; cat /etc/resolv.conf")
+	s.Root.Path = protocols.GuestRunDir + "/store/rootfs"
+	s.Mounts = append(s.Mounts,
+		&agentpb.Mount{Destination: "/conf", Type: "bind", Source: file, Options: []string{"bind", "ro"}},
+		&agentpb.Mount{Destination: "/mem", Type: "bind", Source: protocols.GuestSandboxDir + "/ephemeral/m", Options: []string{"bind"}},
+		&agentpb.Mount{Destination: "/etc/resolv.conf", Type: "bind", Source: protocols.GuestSandboxDir + "/resolv.conf", Options: []string{"bind"}})
+	b := g.create(t, "store", s, func(r *agentpb.CreateContainerRequest) {
+		r.Storages = []*agentpb.Storage{
+			{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", MountPoint: protocols.GuestSandboxDir + "/ephemeral/m", Options: []string{"size=1m"}},
+			{Driver: "overlayfs", Source: "overlay", Fstype: "overlay", MountPoint: s.Root.Path,
+				Options: []string{"lowerdir=/test/rootfs", "io.katacontainers.fs-opt.overlay-rw"}},
+		}
+	}).start()
+	if got, want := read(t, b.out), "confx\n1\nnameserver 192.0.2.1\noptions ndots:5\n"; got != want {
+		t.Errorf("stdout %q, want %q; stderr %q", got, want, read(t, b.err))
+	}
+	_, err := g.CreateContainer(bounded(t), &agentpb.CreateContainerRequest{ContainerId: "nodisk", OCI: spec("true"),
+		Storages: []*agentpb.Storage{{Driver: "blk", Source: "1e/07", Fstype: "ext4", MountPoint: "/run/x"}}})
+	if status.Code(err) != codes.NotFound || !strings.Contains(err.Error(), "1e/07") {
+		t.Errorf("a disk that never comes: %v", err)
+	}
+}
+
+func testReadonly(t *testing.T, g *guest) {
+	s := spec("sh", "-c", "exec 2>&1; touch /x; echo 1 >/proc/sys/kernel/pid_max; cat /proc/keys | wc -c")
+	s.Root.Readonly = true
+	b := g.create(t, "ro", s).start()
+	if got := read(t, b.out); strings.Count(got, "Read-only file system") != 2 || !strings.HasSuffix(got, "\n0\n") {
+		t.Errorf("stdout %q", got)
+	}
+}
+
+func testSeccomp(t *testing.T, g *guest) {
+	s := spec("sh", "-c", "mknod /tmp/s c 1 3 || echo refused")
+	s.Linux.Seccomp = &agentpb.LinuxSeccomp{DefaultAction: "SCMP_ACT_ALLOW", Architectures: []string{"SCMP_ARCH_X86_64"},
+		Syscalls: []*agentpb.LinuxSyscall{{Names: []string{"mknod", "mknodat"}, Action: "SCMP_ACT_ERRNO"}}}
+	b := g.create(t, "seccomp", s).start()
+	if got := read(t, b.out); got != "refused\n" {
+		t.Errorf("stdout %q", got)
+	}
+}
+
 // testNullStdio: no ports mean no stdio, and the process is not blocked by what it writes.
 func testNullStdio(t *testing.T, g *guest) {
 	none := func(r *agentpb.CreateContainerRequest) { r.StdinPort, r.StdoutPort, r.StderrPort = 0, 0, 0 }
@@ -591,7 +639,7 @@ func testClean(t *testing.T, g *guest) {
 		&agentpb.Mount{Destination: "/guestcrun", Type: "bind", Source: "/run/crun", Options: []string{"bind"}})
 	b := g.create(t, "clean", s).start()
 	out := read(t, b.out)
-	for _, id := range []string{"out", "exec", "tty", "digest", "pause0", "rm", "many", "missing", "badlimit"} {
+	for _, id := range []string{"out", "exec", "tty", "digest", "pause0", "rm", "many", "missing", "badlimit", "store", "ephemeral", "nodisk"} {
 		for _, line := range strings.Split(out, "\n") {
 			if line == id || strings.Contains(line, "/"+id+"/") {
 				t.Errorf("left of %s: %s", id, line)
@@ -609,5 +657,89 @@ func testClean(t *testing.T, g *guest) {
 		if strings.HasPrefix(line, "kata_agent_") {
 			t.Log(line)
 		}
+	}
+}
+
+// TestOlderHost boots a guest as a runtime without streams does: stdio by
+// request, the log and the debug console on their ports.
+func TestOlderHost(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a virtual machine")
+	}
+	g := startGuest(t, "agent.log=debug agent.log_vport=1025 agent.debug_console agent.debug_console_vport=1026 agent.bogus=1 agent.hotplug_timeout=x")
+	t.Run("polling", func(t *testing.T) { testPolling(t, g) })
+	t.Run("log", func(t *testing.T) {
+		c, err := g.dev.Dial(bounded(t), protocols.LogPort)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		r := bufferOf(c)
+		r.until(t, "agent.hotplug_timeout=x")
+		r.until(t, "agent ready")
+		r.until(t, "CreateContainer")
+		line, _, _ := strings.Cut(string(r.got), "\n")
+		var entry struct{ TS, Level, Msg string }
+		if err := json.Unmarshal([]byte(line), &entry); err != nil || entry.TS == "" || entry.Level != "warn" || entry.Msg == "" {
+			t.Errorf("log line %q: %v", line, err)
+		}
+		d, err := g.GetDiagnosticData(bounded(t), &agentpb.GetDiagnosticDataRequest{LogType: "agent-log"})
+		if err != nil || !strings.Contains(d.Data, "agent ready") {
+			t.Errorf("kept log: %q, %v", d.GetData(), err)
+		}
+	})
+	t.Run("console", func(t *testing.T) {
+		c, err := g.dev.Dial(bounded(t), protocols.DebugConsolePort)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := c.Write([]byte("echo $((40+2)) $$-\n")); err != nil {
+			t.Fatal(err)
+		}
+		r := bufferOf(c)
+		r.until(t, "42 ")
+		if _, err := c.Write([]byte("exit\n")); err != nil {
+			t.Fatal(err)
+		}
+		read(t, c) // ends with the shell
+	})
+}
+
+func testPolling(t *testing.T, g *guest) {
+	b := &box{t: t, g: g, id: "poll"}
+	if _, err := g.CreateContainer(bounded(t), &agentpb.CreateContainerRequest{ContainerId: b.id, OCI: spec("sh", "-c", "cat; echo err >&2; exit 3")}); err != nil {
+		t.Fatal(err)
+	}
+	defer b.remove()
+	b.start()
+	data := bytes.Repeat([]byte("polled\n"), 5000)
+	r, err := g.WriteStdin(bounded(t), &agentpb.WriteStreamRequest{ContainerId: b.id, ExecId: b.id, Data: data})
+	if err != nil || int(r.Len) != len(data) {
+		t.Fatal(r, err)
+	}
+	if _, err := g.CloseStdin(bounded(t), &agentpb.CloseStdinRequest{ContainerId: b.id, ExecId: b.id}); err != nil {
+		t.Fatal(err)
+	}
+	if code := b.wait(""); code != 3 { // before anything was read: nothing may be lost
+		t.Errorf("status %d", code)
+	}
+	poll := func(f func(context.Context, *agentpb.ReadStreamRequest) (*agentpb.ReadStreamResponse, error)) (out []byte) {
+		for {
+			r, err := f(bounded(t), &agentpb.ReadStreamRequest{ContainerId: b.id, ExecId: b.id, Len: 32 << 10})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(r.Data) == 0 {
+				return out
+			}
+			out = append(out, r.Data...)
+		}
+	}
+	if got := poll(g.ReadStdout); !bytes.Equal(got, data) {
+		t.Errorf("stdout: %d bytes of %d", len(got), len(data))
+	}
+	if got := poll(g.ReadStderr); string(got) != "err\n" {
+		t.Errorf("stderr %q", got)
 	}
 }

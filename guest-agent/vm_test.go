@@ -91,6 +91,7 @@ func initrd(t *testing.T) string {
 		cpio.File("test/rootfs/bin/busybox", 0o755, bb),
 		cpio.File("test/rootfs/etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\n")),
 	}
+	entries = append(entries, cpio.Symlink("usr/bin/sh", "/test/rootfs/bin/busybox")) // for the debug console
 	for _, d := range []string{"proc", "sys", "dev", "tmp", "run"} {
 		entries = append(entries, cpio.Dir("test/rootfs/"+d, 0o755))
 	}

@@ -22,7 +22,7 @@ const ModuleDir = "/lib/modules/kata"
 // Groups of modules, by when they are loaded.
 const (
 	GroupBoot  = "boot"  // before serving: vsock and what carries it
-	GroupFS    = "fs"    // right after the ready dial: fuse, virtiofs, overlay
+	GroupFS    = "fs"    // when a file system of that type is mounted: fuse, virtiofs, overlay
 	GroupNet   = "net"   // before the first interface is configured
 	GroupBlock = "blk"   // before the first block device is looked for
 	GroupExtra = "extra" // only by name
@@ -85,6 +85,25 @@ func (m *Modules) loadGroup(group string) error {
 		}
 	}
 	return nil
+}
+
+// EnsureFS makes the kernel know a file system type: its module has the type's
+// name. Only that one and what it depends on are loaded, since on a slow machine
+// each takes tens of milliseconds. A type that the image has no module for is
+// left to mount(2) to refuse.
+func (m *Modules) EnsureFS(fstype string) error {
+	known, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		return fmt.Errorf("file system %s: %w", fstype, err)
+	}
+	// Lines are "nodev\ttype" or "\ttype".
+	if bytes.Contains(known, []byte("\t"+fstype+"\n")) {
+		return nil
+	}
+	if _, ok := m.find(normal(fstype)); !ok {
+		return nil
+	}
+	return m.LoadByName(fstype, nil)
 }
 
 // LoadByName loads one module of the image and, first, what it depends on by its

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -125,4 +126,15 @@ const maxFiles = 1 << 20
 func RaiseFileLimit() error {
 	// syscall, not unix: the runtime then knows that children keep this limit.
 	return syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: maxFiles, Max: maxFiles})
+}
+
+// HasShare says whether the machine has a virtio-fs device (virtio 1.3 §5.11: id 26).
+func HasShare(sys string) bool {
+	ids, _ := filepath.Glob(filepath.Join(sys, "bus/virtio/devices/*/device"))
+	for _, f := range ids {
+		if b, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(b)) == "0x001a" {
+			return true
+		}
+	}
+	return false
 }

@@ -212,6 +212,8 @@ func (c *Container) launch(ctx context.Context, e engine.Exec) (*engine.Process,
 		return nil, err
 	}
 	defer dir.Close()
+	ctx, cancel := context.WithTimeout(ctx, c.pod.cfg.Params.LaunchTimeout)
+	defer cancel()
 	e.Cgroup = dir
 	ep, err := c.pod.cfg.Engine.Exec(ctx, e)
 	if !errors.Is(err, unix.EBUSY) {

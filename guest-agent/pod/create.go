@@ -148,7 +148,9 @@ func (p *Pod) makeInit(ctx context.Context, c *Container, req *agentpb.CreateCon
 	}
 	undo.add(func() error { set.Abort(); return nil })
 	undo.add(func() error { return p.cfg.Engine.Delete(context.WithoutCancel(ctx), c.ID, false) })
-	ep, err := p.cfg.Engine.Create(ctx, engine.Create{ID: c.ID, Bundle: c.bundle, Spec: spec, Cgroup: dir, Stdio: set.Child()})
+	lctx, cancel := context.WithTimeout(ctx, p.cfg.Params.LaunchTimeout)
+	defer cancel()
+	ep, err := p.cfg.Engine.Create(lctx, engine.Create{ID: c.ID, Bundle: c.bundle, Spec: spec, Cgroup: dir, Stdio: set.Child()})
 	if err != nil {
 		return err
 	}

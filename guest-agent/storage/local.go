@@ -15,7 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kata-v2/kata/guest-agent/boot"
 	"github.com/kata-v2/kata/guest-agent/fault"
 	"github.com/kata-v2/kata/protocols/agentpb"
 	"github.com/kata-v2/kata/protocols/typespb"
@@ -33,9 +32,6 @@ const (
 func knownDriverOption(o string) bool { return strings.HasPrefix(o, optCreateDir) }
 
 func (m *Manager) overlay(_ context.Context, s *agentpb.Storage, cid string) error {
-	if err := m.modules.Ensure(boot.GroupFS); err != nil {
-		return err
-	}
 	for _, o := range s.DriverOptions {
 		if dir, ok := strings.CutPrefix(o, optCreateDir); ok {
 			if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -63,7 +59,7 @@ func (m *Manager) overlay(_ context.Context, s *agentpb.Storage, cid string) err
 	if source == "" {
 		source = "overlay"
 	}
-	return mountAt(source, s.MountPoint, "overlay", words)
+	return m.mountAt(source, s.MountPoint, "overlay", words)
 }
 
 // ephemeral is memory: a tmpfs, or huge pages that are reserved for it.
@@ -81,7 +77,7 @@ func (m *Manager) ephemeral(_ context.Context, s *agentpb.Storage, _ string) err
 			return err
 		}
 	}
-	if err := mountAt(orName(s.Source, fstype), s.MountPoint, fstype, words); err != nil {
+	if err := m.mountAt(orName(s.Source, fstype), s.MountPoint, fstype, words); err != nil {
 		return err
 	}
 	if gid >= 0 {

@@ -51,6 +51,7 @@ func Drivers() []string {
 // Modules loads kernel modules on demand; *boot.Modules is one.
 type Modules interface {
 	Ensure(group string) error
+	EnsureFS(fstype string) error
 }
 
 // Manager counts the users of each mount point.
@@ -188,7 +189,10 @@ func unmount(mp string) error {
 }
 
 // mountAt makes the mount point and mounts there.
-func mountAt(source, mp, fstype string, words []string) error {
+func (m *Manager) mountAt(source, mp, fstype string, words []string) error {
+	if err := m.modules.EnsureFS(fstype); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(mp, 0o755); err != nil {
 		return err
 	}
@@ -219,10 +223,7 @@ func bindMount(source, target string, o Options) error {
 }
 
 func (m *Manager) virtioFS(_ context.Context, s *agentpb.Storage, _ string) error {
-	if err := m.modules.Ensure(boot.GroupFS); err != nil {
-		return err
-	}
-	return mountAt(s.Source, s.MountPoint, "virtiofs", s.Options)
+	return m.mountAt(s.Source, s.MountPoint, "virtiofs", s.Options)
 }
 
 func (m *Manager) bind(_ context.Context, s *agentpb.Storage, _ string) error {
@@ -263,7 +264,7 @@ func (m *Manager) block(ctx context.Context, s *agentpb.Storage, _ string) error
 	if err != nil {
 		return err
 	}
-	return mountAt(node, s.MountPoint, s.Fstype, s.Options)
+	return m.mountAt(node, s.MountPoint, s.Fstype, s.Options)
 }
 
 func (m *Manager) scsi(ctx context.Context, s *agentpb.Storage, _ string) error {
@@ -274,7 +275,7 @@ func (m *Manager) scsi(ctx context.Context, s *agentpb.Storage, _ string) error 
 	if err != nil {
 		return err
 	}
-	return mountAt(node, s.MountPoint, s.Fstype, s.Options)
+	return m.mountAt(node, s.MountPoint, s.Fstype, s.Options)
 }
 
 // Remount changes the options of an ephemeral mount, such as its size.

@@ -36,7 +36,8 @@ func TestParseOptions(t *testing.T) {
 
 type noModules struct{ err error }
 
-func (n noModules) Ensure(string) error { return n.err }
+func (n noModules) Ensure(string) error   { return n.err }
+func (n noModules) EnsureFS(string) error { return n.err }
 
 func manager(t *testing.T) *Manager { return NewManager(noModules{}, nil, t.TempDir()) }
 

@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bufSize is what one read moves: a pipe's default capacity and the largest
-// packet of the guest's virtio-vsock driver.
-const bufSize = 64 << 10
+// bufSize is what one read moves: all that a stdio pipe of the default size
+// holds. A buffer is in use only while data moves.
+const bufSize = 256 << 10
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, bufSize); return &b }}
 
