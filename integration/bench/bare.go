@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -84,6 +85,8 @@ func bootBare(ctx context.Context, qemu string, args []string) (float64, error) 
 	var stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, qemu, args...)
 	cmd.Stderr = &stderr
+	// ^C is the bench's to handle.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return 0, err

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/kata-v2/kata/integration/lab"
@@ -55,8 +56,7 @@ type Env struct {
 type fact struct{ name, value string }
 
 // Run takes all samples. It returns after everything that it started is gone;
-// when ctx is done that is soon, with an error. The report says what was
-// measured in, for WriteTable.
+// when ctx is done that is some seconds later, with an error.
 func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	dir, err := os.MkdirTemp("", "kata-lab-bench-")
 	if err != nil {
@@ -73,6 +73,7 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	if err := c.ImportBusybox(ctx); err != nil {
 		return nil, err
 	}
+	fmt.Fprintln(o.Progress, "first pod")
 	if err := e.learn(ctx); err != nil {
 		return nil, e.explain(err)
 	}
@@ -89,6 +90,9 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 
 // explain adds the end of the daemon's log, which holds the shim's lines.
 func (e *Env) explain(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
 	lines := e.c.Log()
 	return fmt.Errorf("%w\nlast lines of the log:\n%s", err, strings.Join(lines[max(0, len(lines)-20):], "\n"))
 }
@@ -111,10 +115,18 @@ func (e *Env) id() string {
 
 // ctr runs ctr to its end and returns the wall time from the start of the
 // process to its exit. A status other than 0 is an error.
+//
+// An interrupt keeps a command from being started but does not end one: a ctr
+// that dies in the middle leaves its pipes and half a container behind. For the
+// same reason it is in a process group of its own, which ^C does not reach.
 func (e *Env) ctr(ctx context.Context, args ...string) (time.Duration, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
 	cmd := e.c.CtrCmd(ctx, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	began := time.Now()

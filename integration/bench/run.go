@@ -61,7 +61,7 @@ type runner struct {
 // run takes n samples of every probe, round by round.
 func (r *runner) run(ctx context.Context, probes []Probe) error {
 	r.samples = map[Row][]float64{}
-	fmt.Fprintf(r.progress, "warm-up, discarded")
+	fmt.Fprintln(r.progress, "warm-up, discarded")
 	for _, p := range probes {
 		if p.Apart {
 			continue // it measures a state, not a first time
@@ -69,9 +69,7 @@ func (r *runner) run(ctx context.Context, probes []Probe) error {
 		if err := p.Take(ctx, func(Row, float64) {}); err != nil {
 			return fmt.Errorf("bench: warm-up of %s: %w", p.Rows[0].Name, err)
 		}
-		fmt.Fprint(r.progress, ".")
 	}
-	fmt.Fprintln(r.progress)
 	for i := range r.n {
 		began := time.Now()
 		for _, p := range probes {
