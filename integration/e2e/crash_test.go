@@ -24,7 +24,7 @@ const endLimit = 5 * time.Second
 // family are the host's processes of one pod.
 type family struct{ shim, vmm, daemon, worker int }
 
-// children lists the processes whose parent is pid, with their names.
+// children lists the processes whose parent is pid, with their commands.
 func children(t *testing.T, pid int) map[int]string {
 	t.Helper()
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
@@ -40,9 +40,11 @@ func children(t *testing.T, pid int) map[int]string {
 		if !ok || len(f) < 2 || f[1] != strconv.Itoa(pid) {
 			continue
 		}
-		id, name, _ := strings.Cut(head, " (")
+		id, _, _ := strings.Cut(head, " (")
 		if n, err := strconv.Atoi(id); err == nil {
-			out[n] = name
+			// The name alone would not do: a program may run by way of a loader.
+			command, _ := os.ReadFile(filepath.Join("/proc", id, "cmdline"))
+			out[n] = strings.ReplaceAll(string(command), "\x00", " ")
 		}
 	}
 	return out
@@ -56,18 +58,16 @@ func (b *box) family(id string) family {
 		b.Fatal(err)
 	}
 	f := family{shim: int(r.ShimPid)}
-	for pid, name := range children(b.T, f.shim) {
+	for pid, command := range children(b.T, f.shim) {
 		switch {
-		case strings.HasPrefix(name, "qemu"):
+		case strings.Contains(command, "qemu-system"):
 			f.vmm = pid
-		case strings.HasPrefix(name, "virtiofsd"):
+		case strings.Contains(command, "virtiofsd"):
 			f.daemon = pid
 		}
 	}
-	for pid, name := range children(b.T, f.daemon) {
-		if strings.HasPrefix(name, "virtiofsd") {
-			f.worker = pid
-		}
+	for pid := range children(b.T, f.daemon) {
+		f.worker = pid
 	}
 	if f.vmm == 0 || f.daemon == 0 || f.worker == 0 {
 		b.Fatalf("processes of the shim %d: %v, %v; want QEMU and a virtiofsd with a child", f.shim, children(b.T, f.shim), f)
@@ -139,6 +139,7 @@ func TestSIGKILL(t *testing.T) {
 				}
 			}
 			b.remove(id)
+			t.Logf("removed %v after the kill", time.Since(began).Round(time.Millisecond))
 		})
 	}
 }
