@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package storage
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// daemonC is the daemon of QEMU 7.2 as Debian ships it.
+const daemonC = "/usr/lib/qemu/virtiofsd"
+
+func TestDaemonArguments(t *testing.T) {
+	o := DaemonOptions{Dir: "/share", ExtraArgs: []string{"-o", "posix_acl"}}
+	for _, c := range []struct {
+		rust        bool
+		cache, want string
+	}{
+		{false, "", "--fd=3 -f -o source=/share -o cache=auto -o sandbox=namespace -o xattr -o announce_submounts -o log_level=warn --rlimit-nofile=4096 -o posix_acl"},
+		{false, "always", "--fd=3 -f -o source=/share -o cache=always -o sandbox=namespace -o xattr -o announce_submounts -o log_level=warn --rlimit-nofile=4096 -o posix_acl"},
+		{false, "never", "--fd=3 -f -o source=/share -o cache=none -o sandbox=namespace -o xattr -o announce_submounts -o log_level=warn --rlimit-nofile=4096 -o posix_acl"},
+		{false, "metadata", "--fd=3 -f -o source=/share -o cache=none -o sandbox=namespace -o xattr -o announce_submounts -o log_level=warn --rlimit-nofile=4096 -o posix_acl"},
+		{true, "", "--fd=3 --shared-dir=/share --cache=auto --sandbox=namespace --xattr --announce-submounts --inode-file-handles=never --seccomp=kill --rlimit-nofile=4096 --log-level=warn -o posix_acl"},
+		{true, "metadata", "--fd=3 --shared-dir=/share --cache=metadata --sandbox=namespace --xattr --announce-submounts --inode-file-handles=never --seccomp=kill --rlimit-nofile=4096 --log-level=warn -o posix_acl"},
+		{true, "never", "--fd=3 --shared-dir=/share --cache=never --sandbox=namespace --xattr --announce-submounts --inode-file-handles=never --seccomp=kill --rlimit-nofile=4096 --log-level=warn -o posix_acl"},
+	} {
+		o.Cache = c.cache
+		if got := strings.Join(daemonArguments(c.rust, o, 4096), " "); got != c.want {
+			t.Errorf("rust %v, cache %q:\n%s\nwant\n%s", c.rust, c.cache, got, c.want)
+		}
+	}
+}
+
+func TestFlavour(t *testing.T) {
+	for path, want := range map[string]bool{daemonC: false, "testdata/rust": true} {
+		got, err := isRust(context.Background(), path)
+		if err != nil || got != want {
+			t.Errorf("%s: %v, %v; want %v", path, got, err, want)
+		}
+	}
+	if _, err := isRust(context.Background(), "/bin/false"); err == nil || !strings.Contains(err.Error(), "/bin/false") {
+		t.Errorf("a program that fails: %v", err)
+	}
+}
+
+// startDaemon starts the real daemon and waits until it answers the VMM's end.
+func startDaemon(t *testing.T) (*Daemon, *os.File) {
+	t.Helper()
+	dir := t.TempDir()
+	listener, client, err := Listen(filepath.Join(dir, "fs.sock"))
+	must(t, err)
+	t.Cleanup(func() { client.Close() })
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("the socket's name is left: %v, %v", left, err)
+	}
+	var pid int
+	d, err := StartDaemon(context.Background(), DaemonOptions{
+		Path: daemonC, Dir: dir, Started: func(_ string, p int) error { pid = p; return nil },
+	}, listener)
+	must(t, err)
+	t.Cleanup(d.Stop)
+	if pid != d.PID() || pid == 0 {
+		t.Errorf("Started was told of %d, the daemon is %d", pid, d.PID())
+	}
+	if err := getFeatures(client); err != nil {
+		t.Fatalf("the daemon does not speak vhost-user: %v", err)
+	}
+	return d, client
+}
+
+// getFeatures is a vhost-user request: its number, the version flag and no
+// payload (QEMU docs/interop/vhost-user.rst).
+func getFeatures(f *os.File) error {
+	b := make([]byte, 12)
+	binary.NativeEndian.PutUint32(b, 1)
+	binary.NativeEndian.PutUint32(b[4:], 1)
+	if _, err := f.Write(b); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(pollReader{f}, make([]byte, 20))
+	return err
+}
+
+// pollReader bounds the wait for data.
+type pollReader struct{ f *os.File }
+
+func (r pollReader) Read(p []byte) (int, error) {
+	fds := []unix.PollFd{{Fd: int32(r.f.Fd()), Events: unix.POLLIN}}
+	if n, err := unix.Poll(fds, 10_000); err != nil || n == 0 {
+		return 0, errors.Join(err, errors.New("no answer"))
+	}
+	return r.f.Read(p)
+}
+
+func waitDone(t *testing.T, d *Daemon) {
+	t.Helper()
+	select {
+	case <-d.Done():
+	case <-time.After(10 * time.Second):
+		t.Fatal("the daemon's end goes unnoticed")
+	}
+}
+
+func TestDaemonStop(t *testing.T) {
+	d, _ := startDaemon(t)
+	if err := d.Err(); err != nil {
+		t.Errorf("Err of a live daemon: %v", err)
+	}
+	d.Stop()
+	waitDone(t, d)
+	d.Stop() // again
+	if err := d.Err(); err != nil {
+		t.Errorf("Err after Stop: %v", err)
+	}
+	if err := syscall.Kill(d.PID(), 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("the process: %v", err)
+	}
+}
+
+func TestDaemonKilled(t *testing.T) {
+	d, _ := startDaemon(t)
+	must(t, syscall.Kill(d.PID(), syscall.SIGKILL))
+	waitDone(t, d)
+	if err := d.Err(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("Err: %v", err)
+	}
+	d.Stop()
+	if err := d.Err(); err == nil {
+		t.Error("a later Stop hides why the daemon ended")
+	}
+}
+
+// The daemon ends with the VMM's connection; that is orderly when it was announced.
+func TestDaemonEndsWithTheVMM(t *testing.T) {
+	d, client := startDaemon(t)
+	d.Expect()
+	client.Close()
+	waitDone(t, d)
+	if err := d.Err(); err != nil {
+		t.Errorf("Err: %v", err)
+	}
+}
+
+func TestDaemonThatDoesNotStart(t *testing.T) {
+	refused := errors.New("refused")
+	for name, c := range map[string]struct {
+		o    DaemonOptions
+		want string
+	}{
+		"missing": {DaemonOptions{Path: "/nonexistent/virtiofsd"}, "/nonexistent/virtiofsd"},
+		"started": {DaemonOptions{Path: daemonC, Started: func(string, int) error { return refused }}, "refused"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.o.Dir = t.TempDir()
+			listener, client, err := Listen(filepath.Join(c.o.Dir, "fs.sock"))
+			must(t, err)
+			defer client.Close()
+			if _, err := StartDaemon(context.Background(), c.o, listener); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v; want %q", err, c.want)
+			}
+			// Nobody holds the listener any more: the VMM's end reads the end.
+			if _, err := (pollReader{client}).Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) {
+				t.Errorf("the VMM's end of the connection: %v", err)
+			}
+		})
+	}
+}
