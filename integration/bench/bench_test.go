@@ -17,6 +17,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/kata-v2/kata/images"
 )
 
 // fake is a probe that gives the numbers of a script, one per round.
@@ -158,12 +160,32 @@ cold-start  runc     7    10.0    10.0    10.0  ms           0.10
 shim-pss    kata     7    16.0    16.0    16.0  MiB
 idle-cpu    kata     7  0.0000  0.0000  0.1000  %
 
-cold-start   at most 1.35 × bare-boot: missed with 1.5
-shim-pss     at most 20 MiB: reached with 16
-idle-cpu     at most 0.1 %: reached with 0
+cold-start       at most 1.35 × bare-boot: missed with 1.5
+shim-pss         at most 20 MiB: reached with 16
+idle-cpu         at most 0.1 %: reached with 0
 `
 	if b.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
+	}
+}
+
+func TestSizes(t *testing.T) {
+	dir := t.TempDir()
+	for name, size := range map[string]int{shimFile: 15_500_000, images.InitrdFile: 8_000_000} {
+		if err := os.WriteFile(filepath.Join(dir, name), make([]byte, size), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := sizes(Options{Bin: dir, Images: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "shim-size        at most 15 MB: missed with 15.5\nguest-root-size  at most 20 MB: reached with 8\n"
+	if verdict := judge(got); verdict != want {
+		t.Errorf("got\n%s\nwant\n%s", verdict, want)
+	}
+	if _, err := sizes(Options{Bin: dir, Images: filepath.Join(dir, "none")}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without images: %v", err)
 	}
 }
 
@@ -275,7 +297,7 @@ func TestBareBootReportsTheConsole(t *testing.T) {
 func TestProcesses(t *testing.T) {
 	// Named as a shim and as QEMU, one below the other.
 	dir := t.TempDir()
-	data, err := os.ReadFile("/bin/sleep")
+	data, err := os.ReadFile("/bin/sh")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -287,7 +309,7 @@ func TestProcesses(t *testing.T) {
 	if err := os.Symlink("/bin/sh", shim); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(shim, "-c", qemu+" 1000 & echo $!; wait", "-id", "one")
+	cmd := exec.Command(shim, "-c", qemu+" -c 'echo up; while :; do sleep 1000; done' & wait", "-id", "one")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -309,15 +331,14 @@ func TestProcesses(t *testing.T) {
 	}()
 	pids := []int{os.Getpid(), cmd.Process.Pid}
 	p, err := findPod(pids, "one")
-	if err != nil || p.shim != cmd.Process.Pid {
-		t.Fatalf("got %+v, %v; want shim %d", p, err, cmd.Process.Pid)
+	if err != nil || p.shim != cmd.Process.Pid || p.vmm == 0 || len(p.virtiofsd) > 0 {
+		t.Fatalf("got %+v, %v; want shim %d and a VMM", p, err, cmd.Process.Pid)
 	}
 	if _, err := findPod(pids, "two"); err == nil {
 		t.Error("the shim of one was found for two")
 	}
-	all, err := descendants(p.shim)
-	if err != nil || len(all) != 1 {
-		t.Errorf("descendants of the shim: %v, %v; want one", all, err)
+	if args := cmdline(p.vmm); len(args) != 3 || args[0] != qemu {
+		t.Errorf("the VMM's command line is %q", args)
 	}
 	if v, err := pss(p.shim); err != nil || v <= 0 || v > 100 {
 		t.Errorf("memory of a shell: %v MiB, %v", v, err)

@@ -96,7 +96,7 @@ func (e *Env) pod(runtime string) Probe {
 			if err := pause(ctx, settleTime); err != nil {
 				return err
 			}
-			p, err := e.processes(id)
+			p, err := e.processes(id, runtime)
 			if err != nil {
 				return err
 			}
@@ -142,13 +142,17 @@ func (e *Env) withContainer(ctx context.Context, runtime string, remove Row, add
 	return err
 }
 
-// processes are those of an idle container; one with a virtual machine must have a VMM.
-func (e *Env) processes(id string) (podProcesses, error) {
+// processes are those of an idle container; one of Kata must have a VMM.
+func (e *Env) processes(id, runtime string) (podProcesses, error) {
 	pids, err := e.c.Processes()
 	if err != nil {
 		return podProcesses{}, err
 	}
-	return findPod(pids, id)
+	p, err := findPod(pids, id)
+	if err == nil && runtime == Kata && p.vmm == 0 {
+		err = fmt.Errorf("the shim %d of container %s has no QEMU process", p.shim, id)
+	}
+	return p, err
 }
 
 // pause waits for d or until ctx is done.

@@ -85,7 +85,11 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	if err := r.run(ctx, probes); err != nil {
 		return nil, e.explain(err)
 	}
-	return &Report{Results: r.results(probes), facts: e.facts}, nil
+	fixed, err := sizes(o)
+	if err != nil {
+		return nil, err
+	}
+	return &Report{Results: append(r.results(probes), fixed...), facts: e.facts}, nil
 }
 
 // explain adds the end of the daemon's log, which holds the shim's lines.

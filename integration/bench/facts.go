@@ -4,7 +4,6 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,12 +21,12 @@ import (
 func (e *Env) learn(ctx context.Context) error {
 	var product []string
 	err := e.withContainer(ctx, Kata, Row{}, func(Row, float64) {}, func(id string) error {
-		p, err := e.processes(id)
+		p, err := e.processes(id, Kata)
 		if err != nil {
 			return err
 		}
 		if product = cmdline(p.vmm); len(product) == 0 {
-			return errors.New("the pod has no QEMU process")
+			return fmt.Errorf("QEMU, process %d, ended early", p.vmm)
 		}
 		phases, err := e.startPhases(ctx, id)
 		for _, p := range phases {

@@ -21,11 +21,11 @@ func (e *Env) idle() Probe {
 				if err := pause(ctx, settleTime); err != nil {
 					return err
 				}
-				kata, err := e.processes(kataID)
+				kata, err := e.processes(kataID, Kata)
 				if err != nil {
 					return err
 				}
-				runc, err := e.processes(runcID)
+				runc, err := e.processes(runcID, Runc)
 				if err != nil {
 					return err
 				}

@@ -18,7 +18,8 @@ type Unit string
 const (
 	Milliseconds Unit = "ms"
 	Mebibytes    Unit = "MiB"
-	Percent      Unit = "%" // of one core
+	Percent      Unit = "%"  // of one core
+	Megabytes    Unit = "MB" // 1,000,000 bytes of a file
 )
 
 // Row names one line of the table.

@@ -62,11 +62,9 @@ func run(ctx context.Context, o bench.Options, path string) (err error) {
 	if err == nil && len(left) > 0 {
 		err = fmt.Errorf("left behind on this machine:\n%s", leak.Format(left))
 	}
-	if err := errors.Join(ran, err); err != nil {
-		return err
+	if ran != nil {
+		return errors.Join(ran, err)
 	}
-	if err := bench.WriteJSON(path, report.Results); err != nil {
-		return err
-	}
-	return report.WriteTable(os.Stdout)
+	// What is left behind does not make the figures wrong, but the run a failure.
+	return errors.Join(bench.WriteJSON(path, report.Results), report.WriteTable(os.Stdout), err)
 }
