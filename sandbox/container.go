@@ -232,6 +232,9 @@ func (c *Container) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if s := c.init.State(); s != Created { // Paused may become Running too, by Resume
+		return fmt.Errorf("container %s is %s and cannot be started: %w", c.id, s, errdefs.ErrFailedPrecondition)
+	}
 	if err := c.init.to(Running); err != nil {
 		return err
 	}
