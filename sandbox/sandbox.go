@@ -57,6 +57,8 @@ type Sandbox struct {
 
 	boot  sync.Once // the first container starts the machine
 	up    chan struct{}
+	wish  context.Context // that there be a machine; a boot under way ends with it
+	leave context.CancelFunc
 	share func() (*storage.Share, error) // made once, before the machine
 
 	mu         sync.Mutex
@@ -74,8 +76,10 @@ type Sandbox struct {
 
 // New returns a sandbox without a machine; the first CreateContainer starts it.
 func New(o Options) *Sandbox {
+	wish, leave := context.WithCancel(context.Background())
 	return &Sandbox{
 		o: o, ended: make(chan struct{}), up: make(chan struct{}), containers: map[string]*Container{},
+		wish: wish, leave: leave,
 		share: sync.OnceValues(func() (*storage.Share, error) {
 			return storage.NewShare(filepath.Join(o.Ledger.Dir(), "shared"))
 		}),
@@ -128,6 +132,9 @@ func (s *Sandbox) running() (*machine, error) {
 // start boots the machine once; every caller waits for the same result.
 func (s *Sandbox) start(ctx context.Context, share *storage.Share, spec *specs.Spec, t *timings) error {
 	s.boot.Do(func() {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(s.wish, cancel)()
 		m, err := s.startMachine(ctx, share, spec, t)
 		s.mu.Lock()
 		if err == nil && s.state == Stopped {
@@ -202,6 +209,7 @@ func (s *Sandbox) Stop(ctx context.Context) error {
 		s.state = Stopped
 	}
 	s.mu.Unlock()
+	s.leave()
 	if state == Created {
 		started := true
 		s.boot.Do(func() { // nobody has begun to start it, and nobody can any more
