@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/status"
 
 	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/protocols"
@@ -175,6 +176,9 @@ func gone(vm hypervisor.VM, err error) error {
 	default:
 		if lost {
 			return fmt.Errorf("%w: connection to the guest agent lost: %w", ErrGone, err)
+		}
+		if _, ok := status.FromError(err); !ok {
+			return err // of this side, and ToNative would lose its kind
 		}
 		return errgrpc.ToNative(err)
 	}
