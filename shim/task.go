@@ -224,19 +224,23 @@ func status(s sandbox.State) tasktypes.Status {
 }
 
 // Pids lists the container's processes as the guest numbers them. A container
-// that has ended and was not deleted still has one, the task's own: containerd
-// throws a task without processes away when it starts again, and its exit status
-// with it (containerd core/runtime/v2/shim_load.go).
+// that was not deleted never has none: when its processes are gone the task's own
+// stands for them, since containerd throws a task without processes away when it
+// starts again, and its exit status with it (containerd core/runtime/v2/shim_load.go).
 func (s *service) Pids(ctx context.Context, r *task.PidsRequest) (*task.PidsResponse, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
 	}
+	own := &task.PidsResponse{Processes: []*tasktypes.ProcessInfo{{Pid: t.pid}}}
 	if t.c.Init().State() == sandbox.Stopped {
-		return &task.PidsResponse{Processes: []*tasktypes.ProcessInfo{{Pid: t.pid}}}, nil
+		return own, nil
 	}
 	pids, err := t.c.Pids(ctx)
-	if err != nil {
+	switch {
+	case errdefs.IsNotFound(err), err == nil && len(pids) == 0: // it has just ended
+		return own, nil
+	case err != nil:
 		return nil, err
 	}
 	resp := &task.PidsResponse{}
