@@ -36,6 +36,12 @@ const (
 	fallbackMax   = 500 * time.Millisecond
 )
 
+// endGrace is how long the end of a machine may follow the loss of its connections.
+const endGrace = time.Second
+
+// lostErrors are those of a connection that has ended from the other side.
+var lostErrors = []error{ttrpc.ErrClosed, io.EOF, net.ErrClosed, syscall.EPIPE, syscall.ECONNRESET}
+
 // Client speaks to the agent of one machine. Its calls are those of the agent
 // service; their errors are ttrpc's, with ErrGone in place of a lost connection.
 type Client struct {
@@ -166,7 +172,15 @@ func gone(vm hypervisor.VM, err error) error {
 	if err == nil {
 		return nil
 	}
-	lost := errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed)
+	lost := slices.ContainsFunc(lostErrors, func(e error) bool { return errors.Is(err, e) })
+	if lost {
+		// A machine's connections are lost a moment before its end is known, and
+		// only its end has a reason.
+		select {
+		case <-vm.Done():
+		case <-time.After(endGrace):
+		}
+	}
 	select {
 	case <-vm.Done():
 		if cause := vm.Err(); cause != nil {
