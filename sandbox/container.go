@@ -184,7 +184,8 @@ func (c *Container) create(ctx context.Context, spec *specs.Spec) error {
 // createHooks runs those that belong between the container's creation and its
 // start; prestart is the old name of createRuntime (runtime-spec config.md).
 func (c *Container) createHooks(ctx context.Context) error {
-	if err := c.runHooks(ctx, "prestart", c.hooks().Prestart, specs.StateCreating); err != nil { //nolint:staticcheck // still in use
+	//lint:ignore SA1019 specifications of Docker still have them
+	if err := c.runHooks(ctx, "prestart", c.hooks().Prestart, specs.StateCreating); err != nil {
 		return err
 	}
 	return c.runHooks(ctx, "createRuntime", c.hooks().CreateRuntime, specs.StateCreating)

@@ -158,7 +158,7 @@ func (s *start) config(context.Context) error {
 
 // vsock makes the device and, before the guest runs, the ready listener.
 func (s *start) vsock(context.Context) error {
-	d, err := openVsock(s.c.Vsock, s.h.o.Log)
+	d, err := openVsock(s.c.Vsock, s.c.Dir, s.h.o.Log)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 
 	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/hypervisor/vsock"
@@ -20,17 +21,21 @@ type vsockDevice struct {
 	file    *os.File // for QEMU
 }
 
-func openVsock(want hypervisor.VsockBackend, log *slog.Logger) (*vsockDevice, error) {
+// hybridSocket is the name, in the machine's directory, of the socket by which
+// tools of root reach the guest: "CONNECT <port>\n", "OK <port>\n", then the stream.
+const hybridSocket = "vsock.sock"
+
+func openVsock(want hypervisor.VsockBackend, dir string, log *slog.Logger) (*vsockDevice, error) {
 	switch want {
 	case "", hypervisor.VsockAuto:
 		if vsock.KernelAvailable() {
 			return openKernelVsock()
 		}
-		return openUserVsock(log)
+		return openUserVsock(dir, log)
 	case hypervisor.VsockVhost:
 		return openKernelVsock()
 	case hypervisor.VsockVhostUser:
-		return openUserVsock(log)
+		return openUserVsock(dir, log)
 	}
 	return nil, fmt.Errorf("vsock backend (hypervisor.qemu.vsock) is %q: must be %q, %q or %q",
 		want, hypervisor.VsockAuto, hypervisor.VsockVhost, hypervisor.VsockVhostUser)
@@ -44,8 +49,8 @@ func openKernelVsock() (*vsockDevice, error) {
 	return &vsockDevice{Device: d, backend: hypervisor.VsockVhost, cid: d.GuestCID(), file: d.VhostFile()}, nil
 }
 
-func openUserVsock(log *slog.Logger) (*vsockDevice, error) {
-	d, err := vsock.NewUser(vsock.UserConfig{GuestCID: guestCID, Logger: log})
+func openUserVsock(dir string, log *slog.Logger) (*vsockDevice, error) {
+	d, err := vsock.NewUser(vsock.UserConfig{GuestCID: guestCID, HybridPath: filepath.Join(dir, hybridSocket), Logger: log})
 	if err != nil {
 		return nil, err
 	}
