@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 
@@ -87,11 +88,14 @@ func serve(ctx context.Context, d daemonParams, l net.Listener, led *ledger.Ledg
 	if err != nil {
 		return err
 	}
+	pub := newPublisher(d.Namespace, d.TTRPCAddress, log)
 	sb := sandbox.New(sandbox.Options{
 		ID: d.Group, Key: d.Key, Config: cfg, Ledger: led, HostCPUs: runtime.NumCPU(), Log: log,
 		Hypervisor: sandbox.NewQEMU(cfg, log),
+		OOM: func(container string) {
+			pub.publish(topicOOM, &events.TaskOOM{ContainerID: container})
+		},
 	})
-	pub := newPublisher(d.Namespace, d.TTRPCAddress, log)
 	svc := newService(sb, pub, log)
 	server, err := ttrpc.NewServer()
 	if err != nil {
