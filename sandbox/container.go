@@ -248,7 +248,12 @@ func (c *Container) Start(ctx context.Context) error {
 		c.s.o.Log.Warn("hook", "container", c.id, "error", err) // no reason to stop it (runtime-spec runtime.md)
 	}
 	c.s.o.Log.Info("container started", append([]any{"container", c.id}, c.timings.pairs...)...)
-	m.logOnce.Do(func() { m.workers.Go(m.copyGuestLog) }) // not before: the first start is not to wait for it
+	m.watchOnce.Do(func() { // not before: the first start is not to wait for it
+		m.workers.Go(m.copyGuestLog)
+		if told := c.s.o.OOM; told != nil {
+			m.workers.Go(func() { m.watchOOM(told) })
+		}
+	})
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/kata-v2/kata/protocols"
+	"github.com/kata-v2/kata/protocols/agentpb"
 )
 
 // maxGuestLine bounds a line of the guest's log; a longer one ends the copying.
@@ -65,4 +66,19 @@ func parseGuestLine(line []byte) (slog.Level, string, []slog.Attr) {
 		l = slog.LevelDebug
 	}
 	return l, msg, attrs
+}
+
+// watchOOM holds the one outstanding GetOOMEvent, which yields a container each
+// time, until the machine ends. An agent that cannot do it is asked once.
+func (m *machine) watchOOM(told func(container string)) {
+	for {
+		e, err := m.agent.GetOOMEvent(m.ctx, &agentpb.GetOOMEventRequest{})
+		if err != nil {
+			if m.ctx.Err() == nil {
+				m.log.Warn("out-of-memory events of the guest", "error", m.agent.Err(err))
+			}
+			return
+		}
+		told(e.ContainerId)
+	}
 }

@@ -47,6 +47,9 @@ type Options struct {
 	HostCPUs int
 	// Log gets one line per event.
 	Log *slog.Logger
+	// OOM is told the id of a container in which the guest's kernel killed a
+	// process for want of memory; nil if nobody wants to know.
+	OOM func(container string)
 }
 
 // Sandbox is one pod.
@@ -257,10 +260,10 @@ type machine struct {
 	log    *slog.Logger
 	forget func(ledger.Token) error
 
-	ctx     context.Context // ends with the machine
-	cancel  context.CancelFunc
-	workers sync.WaitGroup
-	logOnce sync.Once
+	ctx       context.Context // ends with the machine
+	cancel    context.CancelFunc
+	workers   sync.WaitGroup
+	watchOnce sync.Once // what is read of the guest for its whole life
 
 	mu     sync.Mutex
 	tokens []ledger.Token // guarded by mu; processes in the ledger
