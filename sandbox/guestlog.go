@@ -23,7 +23,7 @@ const maxGuestLine = 16 << 10
 func (m *machine) copyGuestLog() {
 	conn, err := m.vm.Dial(m.ctx, protocols.LogPort)
 	if err != nil {
-		if m.ctx.Err() == nil {
+		if !m.ending() {
 			m.log.Debug("the guest serves no log", "error", err)
 		}
 		return
@@ -37,7 +37,7 @@ func (m *machine) copyGuestLog() {
 		level, msg, attrs := parseGuestLine(sc.Bytes())
 		m.log.LogAttrs(m.ctx, level, "guest: "+msg, attrs...)
 	}
-	if err := sc.Err(); err != nil && m.ctx.Err() == nil {
+	if err := sc.Err(); err != nil && !m.ending() {
 		m.log.Warn("the guest's log ended", "error", err)
 	}
 }
@@ -74,7 +74,7 @@ func (m *machine) watchOOM(told func(container string)) {
 	for {
 		e, err := m.agent.GetOOMEvent(m.ctx, &agentpb.GetOOMEventRequest{})
 		if err != nil {
-			if m.ctx.Err() == nil {
+			if !m.ending() {
 				m.log.Warn("out-of-memory events of the guest", "error", m.agent.Err(err))
 			}
 			return

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -265,6 +266,8 @@ type machine struct {
 	workers   sync.WaitGroup
 	watchOnce sync.Once // what is read of the guest for its whole life
 
+	stopping atomic.Bool // the end has begun, so lost connections mean nothing
+
 	mu     sync.Mutex
 	tokens []ledger.Token // guarded by mu; processes in the ledger
 }
@@ -284,6 +287,7 @@ func (m *machine) stop(ctx context.Context, log *slog.Logger) {
 	if m.daemon != nil {
 		m.daemon.Expect() // it ends when the VMM does
 	}
+	m.stopping.Store(true)
 	begin := time.Now()
 	dctx, cancel := context.WithTimeout(ctx, destroyTimeout)
 	if _, err := m.agent.DestroySandbox(dctx, &agentpb.DestroySandboxRequest{}); err != nil {
@@ -295,6 +299,16 @@ func (m *machine) stop(ctx context.Context, log *slog.Logger) {
 	defer cancel()
 	m.vm.Stop(sctx) //nolint:errcheck // ends in any case
 	log.Info("machine stopped", "t_sync", synced.Sub(begin), "t_vmm", time.Since(synced))
+}
+
+// ending tells whether the machine ends or has ended.
+func (m *machine) ending() bool {
+	select {
+	case <-m.vm.Done():
+		return true
+	default:
+		return m.stopping.Load() || m.ctx.Err() != nil
+	}
 }
 
 // release frees the host's side; it needs no guest. It is called once.
