@@ -69,6 +69,7 @@ func splitScheme(s string) (scheme, path string, err error) {
 // held open both ways, so that a client or containerd itself can come and go.
 type stdio struct {
 	streams *agentclient.Stdio
+	pipes   [2]*os.File    // stdout's and stderr's, nil where there is none
 	output  sync.WaitGroup // the copies of stdout and stderr
 	drained chan struct{}  // closed when output has ended
 
@@ -96,6 +97,7 @@ func attach(paths stdioPaths, streams *agentclient.Stdio) (*stdio, error) {
 		}
 		go s.copyIn()
 	}
+	s.pipes = [2]*os.File{out, errf}
 	s.copyOut(out, streams.Stdout)
 	s.copyOut(errf, streams.Stderr)
 	go func() { s.output.Wait(); close(s.drained) }()
@@ -196,10 +198,11 @@ func (s *stdio) drain(ctx context.Context) error {
 	}
 }
 
-// close drops what is left.
+// close drops what is left: what no client reads would wait in its pipe for ever.
 func (s *stdio) close() {
 	s.mu.Lock()
 	closeAll(s.stdin, s.keepOpen)
 	s.mu.Unlock()
+	closeAll(s.pipes[:]...)
 	s.streams.Close()
 }
