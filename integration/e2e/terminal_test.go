@@ -151,3 +151,19 @@ func testTerminal(b *box) {
 		b.Errorf("status %d after the interrupt, want 5", got)
 	}
 }
+
+// testInitTerminal: the container's first process with a terminal; what it
+// prints is all there when it has ended.
+func testInitTerminal(b *box) {
+	args := b.runArgs("terminal", []string{"--rm", "--tty", "--annotation", groupAnnotation + "=" + podID},
+		[]string{"sh", "-c", "tty; stty size; read a; echo go$((1))t $a; seq 1 2000; exit 6"})
+	t := b.openTerminal(20, 50, args...)
+	t.expect("/dev/pts/0")
+	t.expect("20 50")
+	t.send("hello\n")
+	t.expect("go1t hello")
+	t.expect("2000")
+	if got := t.status(); got != 6 {
+		b.Errorf("status %d, want 6", got)
+	}
+}
