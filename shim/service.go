@@ -52,6 +52,7 @@ type procState struct {
 	io       *stdio        // guarded by mu; nil before the guest has the process
 	ended    bool          // guarded by mu; CloseIO came, maybe before io
 	starting chan struct{} // guarded by mu; closed when a Start under way has published its event
+	told     chan struct{} // guarded by mu; closed when the exit was published, nil before watch
 }
 
 func (s *service) task(id string) (*taskState, error) {
@@ -79,7 +80,12 @@ func (s *service) proc(id, exec string) (*taskState, *procState, error) {
 
 // watch publishes a process's end, after the event of its start if that is under way.
 func (s *service) watch(t *taskState, p *procState) {
+	told := make(chan struct{})
+	p.mu.Lock()
+	p.told = told
+	p.mu.Unlock()
 	s.exit.Go(func() {
+		defer close(told)
 		<-p.p.Done()
 		p.mu.Lock()
 		starting := p.starting
@@ -96,6 +102,16 @@ func (s *service) watch(t *taskState, p *procState) {
 			ContainerID: t.c.ID(), ID: id, Pid: t.pid, ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At),
 		})
 	})
+}
+
+// exitTold waits until the end of an ended process was published.
+func (p *procState) exitTold() {
+	p.mu.Lock()
+	told := p.told
+	p.mu.Unlock()
+	if told != nil {
+		<-told
+	}
 }
 
 // beginStart marks a Start under way; the returned function ends it.

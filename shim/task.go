@@ -174,6 +174,7 @@ func (s *service) Delete(ctx context.Context, r *task.DeleteRequest) (*task.Dele
 		return nil, err
 	}
 	p.finishIO(ctx, s.log)
+	p.exitTold() // comes before the event of the delete
 	e := p.p.Exit()
 	if r.ExecID != "" {
 		t.mu.Lock()
