@@ -25,9 +25,10 @@ import (
 type Share struct {
 	dir string
 
-	mu      sync.Mutex
-	entries map[string][]string // guarded by mu; container id → mount points or files, oldest first
-	closed  bool                // guarded by mu
+	mu       sync.Mutex
+	entries  map[string][]string      // guarded by mu; container id → mount points or files, oldest first
+	removing map[string]chan struct{} // guarded by mu; container id → closed when its Remove under way has ended
+	closed   bool                     // guarded by mu
 }
 
 // NewShare makes dir and turns it into a shared mount of its own.
@@ -44,7 +45,7 @@ func NewShare(dir string) (*Share, error) {
 		os.Remove(dir)
 		return nil, fmt.Errorf("share: make %s shared: %w", dir, err)
 	}
-	return &Share{dir: dir, entries: map[string][]string{}}, nil
+	return &Share{dir: dir, entries: map[string][]string{}, removing: map[string]chan struct{}{}}, nil
 }
 
 // Dir is the host directory to share.
@@ -118,12 +119,27 @@ func (s *Share) note(container, target string) error {
 	return nil
 }
 
-// Remove takes everything of a container out of the share; it is idempotent.
+// Remove takes everything of a container out of the share; it is idempotent. Of
+// two at the same time, the machine's end is often one, the second waits for the
+// first, which has the error.
 func (s *Share) Remove(container string) error {
 	s.mu.Lock()
+	if other, ok := s.removing[container]; ok {
+		s.mu.Unlock()
+		<-other
+		return nil
+	}
+	done := make(chan struct{})
+	s.removing[container] = done
 	targets := s.entries[container]
 	delete(s.entries, container)
 	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.removing, container)
+		s.mu.Unlock()
+		close(done)
+	}()
 	var errs []error
 	for i := len(targets) - 1; i >= 0; i-- {
 		if err := unix.Unmount(targets[i], unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
@@ -148,6 +164,9 @@ func (s *Share) Close() error {
 	s.closed = true
 	var ids []string
 	for id := range s.entries {
+		ids = append(ids, id)
+	}
+	for id := range s.removing {
 		ids = append(ids, id)
 	}
 	s.mu.Unlock()

@@ -359,3 +359,26 @@ func TestShareIsAPeer(t *testing.T) {
 	}
 	t.Error("the share is no mount")
 }
+
+// A container that is removed while the machine ends is removed once, and both
+// callers find it gone.
+func TestRemoveAndCloseAtOnce(t *testing.T) {
+	for range 30 {
+		s, err := NewShare(filepath.Join(t.TempDir(), "shared"))
+		must(t, err)
+		_, err = s.Rootfs("c1", nil, t.TempDir())
+		must(t, err)
+		errs := make(chan error, 3)
+		go func() { errs <- s.Remove("c1") }()
+		go func() { errs <- s.Close() }()
+		go func() { errs <- s.Remove("c1") }()
+		for range 3 {
+			if err := <-errs; err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := os.Stat(s.Dir()); !errors.Is(err, os.ErrNotExist) {
+			t.Fatalf("the share's directory is left: %v", err)
+		}
+	}
+}
