@@ -39,6 +39,8 @@ type pod struct {
 	fake   *hypervisortest.Fake
 	boots  atomic.Int32
 	config *config.Config
+	log    *slog.Logger
+	oom    func(string)
 	state  string
 }
 
@@ -51,7 +53,7 @@ func newPod(t *testing.T, change ...func(*pod)) *pod {
 	must(t, err)
 	kernel := filepath.Join(dir, "kernel")
 	must(t, os.WriteFile(kernel, nil, 0o644))
-	p := &pod{t: t, agent: agenttest.New(), state: filepath.Join(dir, "state")}
+	p := &pod{t: t, agent: agenttest.New(), state: filepath.Join(dir, "state"), log: logger(t)}
 	p.fake = &hypervisortest.Fake{Guest: p.agent.Guest, BeforeStart: func(context.Context, hypervisor.Config) error { return nil }}
 	body := fmt.Sprintf("[hypervisor.qemu]\nkernel = %q\ninitrd = %q\nvirtio_fs_daemon = %q\n[runtime]\nstate_dir = %q\n",
 		kernel, kernel, filepath.Join(wd, "testdata", "virtiofsd"), p.state)
@@ -68,7 +70,7 @@ func newPod(t *testing.T, change ...func(*pod)) *pod {
 	led, err := ledger.Create(p.state, "key", ledger.Meta{Sandbox: "pod"})
 	must(t, err)
 	p.Sandbox = New(Options{
-		ID: "pod", Key: "key", Config: p.config, Hypervisor: p.fake, Ledger: led, HostCPUs: 2, Log: logger(t),
+		ID: "pod", Key: "key", Config: p.config, Hypervisor: p.fake, Ledger: led, HostCPUs: 2, Log: p.log, OOM: p.oom,
 	})
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), limit)

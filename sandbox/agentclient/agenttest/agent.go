@@ -7,6 +7,8 @@ package agenttest
 import (
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"path"
 	"strconv"
 	"strings"
@@ -34,6 +36,10 @@ type Agent struct {
 	// Before, when set, runs before every call, by its name ("StartContainer"): an
 	// error is the call's, and it may wait as long as ctx lives.
 	Before func(ctx context.Context, call string) error
+	// OOM yields containers in which memory ran out, for GetOOMEvent; nil never does.
+	OOM chan string
+	// Log is served as the agent's log, to everyone who connects.
+	Log string
 	// Programs are what containers can run beside the built-in ones (see builtin),
 	// by the first argument.
 	Programs map[string]Program
@@ -99,6 +105,13 @@ func (a *Agent) serve(g *hypervisortest.Guest) error {
 		}
 		wg.Go(func() { a.streams.accept(l) })
 	}
+	if a.Log != "" {
+		l, err := g.Listen(protocols.LogPort)
+		if err != nil {
+			return err
+		}
+		wg.Go(func() { a.serveLog(l) })
+	}
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(a.intercept))
 	if err != nil {
 		return err
@@ -146,4 +159,15 @@ func (a *Agent) intercept(ctx context.Context, decode ttrpc.Unmarshaler, info *t
 		}
 		return nil
 	})
+}
+
+func (a *Agent) serveLog(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = io.WriteString(c, a.Log)
+		_ = c.Close()
+	}
 }

@@ -227,6 +227,16 @@ func (a *Agent) pause(id string, to bool) (*emptypb.Empty, error) {
 	return empty, nil
 }
 
+// GetOOMEvent implements the service.
+func (a *Agent) GetOOMEvent(ctx context.Context, _ *agentpb.GetOOMEventRequest) (*agentpb.OOMEvent, error) {
+	select {
+	case id := <-a.OOM:
+		return &agentpb.OOMEvent{ContainerId: id}, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
 // PauseContainer implements the service.
 func (a *Agent) PauseContainer(_ context.Context, r *agentpb.PauseContainerRequest) (*emptypb.Empty, error) {
 	return a.pause(r.ContainerId, true)
