@@ -19,7 +19,6 @@ type lines struct {
 	mu  sync.Mutex
 	b   bytes.Buffer
 	has chan struct{} // closed when want was written
-	t   *testing.T
 	// want is what is waited for.
 	want string
 }

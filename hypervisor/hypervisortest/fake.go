@@ -114,7 +114,7 @@ func (s *fakeStart) config(context.Context) error {
 		}
 	}
 	if s.c.Kernel == "" {
-		return errors.New("Kernel is empty") //nolint:staticcheck // a field's name
+		return errors.New("no Kernel")
 	}
 	return nil
 }

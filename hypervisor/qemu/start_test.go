@@ -5,12 +5,16 @@ package qemu
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/kata-v2/kata/hypervisor"
+	"github.com/kata-v2/kata/hypervisor/hypervisortest/guestimage"
 )
 
 // config is a machine that would be valid if kernel were one.
@@ -72,5 +76,40 @@ func TestStartIsBoundedByItsContext(t *testing.T) {
 	_, err := New(Options{Path: "/usr/bin/qemu-system-x86_64", Accelerator: TCG}).Start(ctx, config(t))
 	if !errors.Is(err, context.Canceled) {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// QEMU waits for the daemon behind a share; one that never answers is bounded by
+// Start's context, and nothing of the machine is left.
+func TestStartWithADaemonThatHangs(t *testing.T) {
+	if testing.Short() {
+		t.Skip("needs a guest kernel")
+	}
+	own, theirs, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	c := config(t)
+	c.Kernel = guestimage.Kernel(t)
+	c.Shares = []hypervisor.Share{{Tag: "t", Conn: theirs}}
+	var pid int
+	c.Started = func(_ string, p int) error { pid = p; return nil }
+	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer cancel()
+	vm, err := New(Options{Path: "/usr/bin/qemu-system-x86_64", Accelerator: TCG}).Start(ctx, c)
+	if err == nil {
+		vm.Stop(context.Background())
+		t.Fatal("started")
+	}
+	var se *hypervisor.StartError
+	if !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &se) || se.Phase != "qmp" {
+		t.Errorf("got %v", err)
+	}
+	if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("QEMU (pid %d): %v", pid, err)
+	}
+	if _, err := io.Copy(io.Discard, own); err != nil && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the share's connection is not closed: %v", err)
 	}
 }
