@@ -21,7 +21,10 @@ const (
 const firstExtraFD = 3
 
 // tcgBufferMiB bounds TCG's code cache, QEMU's largest private memory without KVM.
-const tcgBufferMiB = 64
+// Boot, agent and first container leave some 70 MiB of code: a cache that is too
+// small is dropped in the middle of the start and everything translated again
+// (docs/decisions.md). Only what is used becomes memory.
+const tcgBufferMiB = 128
 
 // guestCID is the guest's address on the vhost-user device, which serves one
 // machine only; the least that is not reserved (virtio 1.3 §5.10.4).
