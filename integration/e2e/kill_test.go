@@ -21,7 +21,7 @@ func (b *box) waitTask(id string) uint32 {
 	return w.ExitStatus
 }
 
-// awaitLine waits until the file that a container writes has a line; the
+// awaitFile waits until the file that a container writes holds content; the
 // directory is shared with the guest and has no event that crosses it.
 func (b *box) awaitFile(path, content string) {
 	b.Helper()
