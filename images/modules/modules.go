@@ -67,8 +67,8 @@ type Module struct {
 // Pick reads the wanted modules and their dependencies from root, the
 // directory lib/modules/<release> of a kernel package. Compressed modules
 // (.ko.xz, .ko.zst, .ko.gz) are unpacked. What the guest does not use – debug
-// information, BTF, the signature – is stripped: it would cost space in the guest's root
-// and time to check.
+// information, BTF, the signature, the tables of the stack unwinder and of function
+// tracing – is stripped: it would cost space in the guest's root and time at every load.
 func Pick(root string, wants []Want) ([]Module, error) {
 	p := picker{files: map[string]string{}, builtin: map[string]bool{}, done: map[string]bool{}}
 	if err := p.index(root); err != nil {
@@ -212,26 +212,4 @@ func dependencies(f *elf.File) ([]string, error) {
 		}
 	}
 	return nil, nil
-}
-
-// strip removes what the guest does not need. objcopy also drops what follows
-// the ELF file, which is the signature.
-func strip(module []byte, keepBTF bool) ([]byte, error) {
-	dir, err := os.MkdirTemp("", "kata-module-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	file := filepath.Join(dir, "module.ko")
-	if err := os.WriteFile(file, module, 0o600); err != nil {
-		return nil, err
-	}
-	args := []string{"--strip-debug", "-R", ".comment"}
-	if !keepBTF {
-		args = append(args, "-R", ".BTF")
-	}
-	if out, err := exec.Command("objcopy", append(args, file)...).CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("objcopy: %w: %s", err, bytes.TrimSpace(out))
-	}
-	return os.ReadFile(file)
 }
