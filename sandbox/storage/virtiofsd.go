@@ -181,9 +181,11 @@ func (d *Daemon) Expect() {
 	d.mu.Unlock()
 }
 
-// Stop kills the daemon, which keeps no state of its own, and waits for it.
+// Stop kills the daemon, which keeps no state of its own, and waits for it. The
+// one in C forks a worker that asks for a parent-death signal only later, so the
+// whole group is killed; Setsid made it the daemon's own.
 func (d *Daemon) Stop() {
 	d.Expect()
-	d.cmd.Process.Kill() //nolint:errcheck // gone already is fine
+	unix.Kill(-d.PID(), unix.SIGKILL) //nolint:errcheck // gone already is fine
 	<-d.done
 }
