@@ -186,6 +186,11 @@ func (d *Daemon) Expect() {
 // whole group is killed; Setsid made it the daemon's own.
 func (d *Daemon) Stop() {
 	d.Expect()
+	select {
+	case <-d.done:
+		return // its group's number may be another's by now
+	default:
+	}
 	unix.Kill(-d.PID(), unix.SIGKILL) //nolint:errcheck // gone already is fine
 	<-d.done
 }
