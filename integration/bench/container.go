@@ -113,7 +113,7 @@ func (e *Env) pod(runtime string) Probe {
 				add(row, v)
 			}
 			for _, row := range []Row{first, exec} {
-				took, err := e.ctr(ctx, "tasks", "exec", "--exec-id", row.Name, id, "true")
+				took, err := e.ctr(ctx, "tasks", "exec", "--fifo-dir", e.c.FIFODir(), "--exec-id", row.Name, id, "true")
 				if err != nil {
 					return err
 				}

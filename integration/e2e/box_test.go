@@ -80,7 +80,7 @@ func notable(lines []string) []string {
 	return out[max(0, len(out)-40):]
 }
 
-func (b *box) fifoDir() string { return filepath.Join(b.c.Root, "state", "fifo") }
+func (b *box) fifoDir() string { return b.c.FIFODir() }
 
 // known are the containers and tasks that containerd has.
 func (b *box) known() string {

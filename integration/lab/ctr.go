@@ -84,7 +84,7 @@ func (c *Containerd) must(ctx context.Context, namespace string, args ...string)
 // RunArgs are the ctr arguments of a `ctr run` of the busybox image with the
 // lab's snapshotter; flags come before the image.
 func (c *Containerd) RunArgs(runtime, id string, flags []string, args ...string) []string {
-	all := append([]string{"run", "--snapshotter", c.opts.Snapshotter, "--runtime", runtime}, flags...)
+	all := append([]string{"run", "--snapshotter", c.opts.Snapshotter, "--fifo-dir", c.FIFODir(), "--runtime", runtime}, flags...)
 	return append(append(all, BusyboxImage, id), args...)
 }
 

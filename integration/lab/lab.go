@@ -128,6 +128,10 @@ func (c *Containerd) Bundle(id string) string {
 	return filepath.Join(c.stateDir(), "io.containerd.runtime.v2.task", c.opts.Namespace, id)
 }
 
+// FIFODir is where ctr is to make its named pipes (--fifo-dir); its own default is
+// a directory of the machine's containerd.
+func (c *Containerd) FIFODir() string { return filepath.Join(c.stateDir(), "fifo") }
+
 // StateDir is the daemon's state directory; bundles and mounts are below it.
 func (c *Containerd) StateDir() string { return c.stateDir() }
 
