@@ -72,12 +72,12 @@ lint: ## gofmt, go vet, staticcheck
 .PHONY: test
 test: image lint ## set up, build, lint, and run every test
 	$(call step,test)
-	@go test -p 1 -timeout 20m ./...
+	@go test -count=1 -p 1 -timeout 20m ./...
 
 .PHONY: test-all
 test-all: image lint ## the tests again with the race detector
 	$(call step,test with the race detector)
-	@go test -race -p 1 -timeout 40m ./...
+	@go test -count=1 -race -p 1 -timeout 40m ./...
 
 .PHONY: run
 run: image ## run one container in a virtual machine under containerd
