@@ -21,9 +21,9 @@ const (
 const firstExtraFD = 3
 
 // tcgBufferMiB bounds TCG's code cache, QEMU's largest private memory without KVM.
-// Boot, agent and first container leave some 70 MiB of code: a cache that is too
-// small is dropped in the middle of the start and everything translated again
-// (docs/decisions.md). Only what is used becomes memory.
+// Boot, agent and one container that runs make 63 MiB of code; when the cache is
+// full all of it is dropped and made again, so 64 MiB would have the first exec pay
+// for that (docs/decisions.md). Only what is used becomes memory.
 const tcgBufferMiB = 128
 
 // guestCID is the guest's address on the vhost-user device, which serves one
