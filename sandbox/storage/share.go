@@ -23,7 +23,8 @@ import (
 
 // Share is a host directory that the guest sees at protocols.GuestSharedDir.
 type Share struct {
-	dir string
+	dir      string
+	mounting sync.WaitGroup // Rootfs and Bind under way; Add only while mu is held and closed is false
 
 	mu       sync.Mutex
 	entries  map[string][]string      // guarded by mu; container id → mount points or files, oldest first
@@ -54,6 +55,10 @@ func (s *Share) Dir() string { return s.dir }
 // Rootfs mounts a container's root filesystem and returns its path in the
 // guest. Without mounts, bundleRootfs is bound instead.
 func (s *Share) Rootfs(container string, mounts []Mount, bundleRootfs string) (string, error) {
+	if err := s.begin(); err != nil {
+		return "", err
+	}
+	defer s.mounting.Done()
 	rel := filepath.Join(container, "rootfs")
 	target := filepath.Join(s.dir, rel)
 	if err := os.MkdirAll(target, 0o755); err != nil {
@@ -66,9 +71,7 @@ func (s *Share) Rootfs(container string, mounts []Mount, bundleRootfs string) (s
 		return "", errors.Join(err, os.Remove(target), os.Remove(filepath.Dir(target)))
 	}
 	for range mounts {
-		if err := s.note(container, target); err != nil {
-			return "", err
-		}
+		s.note(container, target)
 	}
 	return filepath.Join(protocols.GuestSharedDir, rel), nil
 }
@@ -76,6 +79,10 @@ func (s *Share) Rootfs(container string, mounts []Mount, bundleRootfs string) (s
 // Bind makes a host file or directory appear in the share, read-only if asked,
 // and returns its path in the guest. index tells the mounts of one container apart.
 func (s *Share) Bind(container string, index int, source string, recursive, readonly bool) (string, error) {
+	if err := s.begin(); err != nil {
+		return "", err
+	}
+	defer s.mounting.Done()
 	st, err := os.Stat(source)
 	if err != nil {
 		return "", err
@@ -103,20 +110,26 @@ func (s *Share) Bind(container string, index int, source string, recursive, read
 	if err := bind(source, target, flags); err != nil {
 		return "", errors.Join(fmt.Errorf("bind %s: %w", source, err), os.Remove(target))
 	}
-	return filepath.Join(protocols.GuestSharedDir, name), s.note(container, target)
+	s.note(container, target)
+	return filepath.Join(protocols.GuestSharedDir, name), nil
 }
 
-// note remembers a mount point. When the share was closed meanwhile the mount
-// is undone: Close must not miss it.
-func (s *Share) note(container, target string) error {
+// begin holds Close off until what is being mounted is noted; a closed share takes nothing.
+func (s *Share) begin() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		unix.Unmount(target, unix.MNT_DETACH)
 		return fmt.Errorf("share %s is closed", s.dir)
 	}
-	s.entries[container] = append(s.entries[container], target)
+	s.mounting.Add(1)
 	return nil
+}
+
+// note remembers a mount point.
+func (s *Share) note(container, target string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.entries[container] = append(s.entries[container], target)
 }
 
 // Remove takes everything of a container out of the share; it is idempotent. Of
@@ -158,10 +171,13 @@ func (s *Share) Remove(container string) error {
 	return errors.Join(errs...)
 }
 
-// Close removes all containers and the directory itself.
+// Close removes all containers, also those that are being mounted, and the directory itself.
 func (s *Share) Close() error {
 	s.mu.Lock()
 	s.closed = true
+	s.mu.Unlock()
+	s.mounting.Wait()
+	s.mu.Lock()
 	var ids []string
 	for id := range s.entries {
 		ids = append(ids, id)
