@@ -5,6 +5,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -358,6 +359,56 @@ func TestLedgerNamesProcesses(t *testing.T) {
 	for _, name := range []string{"fake-vmm", "virtiofsd"} {
 		if !strings.Contains(string(data), name) {
 			t.Errorf("%s is not in the ledger: %s", name, data)
+		}
+	}
+}
+
+// Whatever is under way when the machine ends: every process that was made ends,
+// and every call returns.
+func TestEverythingAtOnce(t *testing.T) {
+	for range 5 {
+		p := newPod(t)
+		c := p.start("c1", "sleep")
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		var all []*Process
+		for i := range 4 {
+			wg.Go(func() {
+				for n := range 200 {
+					e, err := c.Exec(fmt.Sprintf("e%d-%d", i, n), process("sleep"), agentclient.StdioWants{Stdout: true})
+					if err != nil {
+						return
+					}
+					mu.Lock()
+					all = append(all, e)
+					mu.Unlock()
+					if c.StartExec(context.Background(), e) != nil {
+						return
+					}
+				}
+			})
+			wg.Go(func() {
+				for n := range 200 {
+					d, err := p.CreateContainer(context.Background(), p.container(fmt.Sprintf("d%d-%d", i, n), "sleep"))
+					if err != nil {
+						return
+					}
+					mu.Lock()
+					all = append(all, d.Init())
+					mu.Unlock()
+				}
+			})
+		}
+		time.Sleep(30 * time.Millisecond) // the load builds up
+		kill(t, p.PID())
+		done := make(chan struct{})
+		go func() { wg.Wait(); close(done) }()
+		within(t, done, "the end of the calls")
+		within(t, p.Ended(), "the sandbox's end")
+		for _, x := range all {
+			if e := exit(t, x); e.Status != 137 && e.Status != 255 {
+				t.Errorf("process %s: %+v", x.id, e)
+			}
 		}
 	}
 }
