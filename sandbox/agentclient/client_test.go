@@ -124,37 +124,45 @@ func TestOnlyTheWantedStreams(t *testing.T) {
 	none.Close()
 }
 
-// The agent serves and never dials: it is found after a while, and asked what it can do.
+// An agent that never dials is found after a while and asked what it can do; a
+// guest that takes longer than the fallback waits is reached in either way. The
+// three wait side by side.
 func TestFallbackToDialling(t *testing.T) {
-	t.Parallel()
-	a := agenttest.New()
-	a.NoReady = true
-	begin := time.Now()
-	c := connect(t, boot(t, a.Guest))
-	if d := time.Since(begin); d < 2*time.Second {
-		t.Errorf("the fallback began after %v already", d)
+	type reached struct {
+		c    *agentclient.Client
+		err  error
+		took time.Duration
 	}
-	if !c.Streams() || !slices.Contains(a.Calls(), "GetGuestDetails") {
-		t.Errorf("streams %v, calls %q", c.Streams(), a.Calls())
-	}
-}
-
-// The guest takes longer than the fallback waits: both ways are open then.
-func TestSlowBoot(t *testing.T) {
-	t.Parallel()
-	for _, ready := range []bool{true, false} {
-		t.Run(map[bool]string{true: "dials", false: "serves"}[ready], func(t *testing.T) {
-			t.Parallel()
-			a := agenttest.New()
-			a.NoReady = !ready
-			vm := boot(t, func(g *hypervisortest.Guest) {
-				time.Sleep(3500 * time.Millisecond) // what is tested is a slow guest
-				a.Guest(g)
-			})
-			c := connect(t, vm)
-			_, err := c.CreateSandbox(bounded(t), &agentpb.CreateSandboxRequest{})
-			must(t, err)
+	start := func(ready bool, boots time.Duration) (*agenttest.Agent, <-chan reached) {
+		a := agenttest.New()
+		a.NoReady = !ready
+		vm := boot(t, func(g *hypervisortest.Guest) {
+			time.Sleep(boots) // what is tested is a slow guest
+			a.Guest(g)
 		})
+		res := make(chan reached, 1)
+		begin := time.Now()
+		ctx, cancel := context.WithTimeout(context.Background(), 2*limit)
+		t.Cleanup(cancel)
+		go func() { c, err := agentclient.Connect(ctx, vm); res <- reached{c, err, time.Since(begin)} }()
+		return a, res
+	}
+	silent, found := start(false, 0)
+	_, slow := start(true, 3300*time.Millisecond)
+	_, slowSilent := start(false, 3300*time.Millisecond)
+	r := <-found
+	must(t, r.err)
+	if r.took < 2*time.Second {
+		t.Errorf("the fallback began after %v already", r.took)
+	}
+	if !r.c.Streams() || !slices.Contains(silent.Calls(), "GetGuestDetails") {
+		t.Errorf("streams %v, calls %q", r.c.Streams(), silent.Calls())
+	}
+	for _, ch := range []<-chan reached{slow, slowSilent} {
+		r := <-ch
+		must(t, r.err)
+		_, err := r.c.CreateSandbox(bounded(t), &agentpb.CreateSandboxRequest{})
+		must(t, err)
 	}
 }
 
