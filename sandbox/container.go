@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -43,6 +44,7 @@ type Container struct {
 	timings *timings // written before the container is published, then by the one Start
 
 	published bool // guarded by s.mu; false while being created
+	deleted   atomic.Bool
 
 	mu    sync.Mutex
 	execs map[string]*Process // guarded by mu
@@ -119,8 +121,10 @@ func (s *Sandbox) reserve(c *Container) error {
 
 func (s *Sandbox) forget(c *Container) {
 	s.mu.Lock()
-	delete(s.containers, c.id)
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	if s.containers[c.id] == c { // the id may be in use again
+		delete(s.containers, c.id)
+	}
 }
 
 // prepare mounts what the container needs of the host and returns its
@@ -386,10 +390,14 @@ func (c *Container) Delete(ctx context.Context) error {
 	if state == Running || state == Paused {
 		return fmt.Errorf("container %s is %s, delete needs it stopped: %w", c.id, state, errdefs.ErrFailedPrecondition)
 	}
+	if !c.deleted.CompareAndSwap(false, true) {
+		return fmt.Errorf("container %s is deleted already: %w", c.id, errdefs.ErrNotFound)
+	}
 	if state == Stopped && c.s.deferRemoval(c) {
 		return c.release()
 	}
 	if err := c.s.removeInGuest(ctx, c.id); err != nil {
+		c.deleted.Store(false) // to be tried again
 		return err
 	}
 	c.init.ended(killedStatus)
@@ -426,8 +434,11 @@ func (s *Sandbox) clearGuest(ctx context.Context) error {
 	ids := s.leftInGuest
 	s.leftInGuest = nil
 	s.mu.Unlock()
-	for _, id := range ids {
+	for i, id := range ids {
 		if err := s.removeInGuest(ctx, id); err != nil {
+			s.mu.Lock()
+			s.leftInGuest = append(s.leftInGuest, ids[i:]...)
+			s.mu.Unlock()
 			return err
 		}
 	}

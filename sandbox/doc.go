@@ -14,7 +14,8 @@
 // The transitions are the table in state.go. The first container's creation
 // starts the machine: what it needs is planned first (plan.go, spec.go: pure
 // functions of specification and configuration), then acquired with an undo for
-// each step. No lock is held across I/O or a call to the guest.
+// each step. Its deadline is the boot's: a first creation that is given up takes
+// the pod with it. No lock is held across I/O or a call to the guest.
 //
 // When the machine ends, whatever the cause, every process ends with exit
 // status 137 at once and every call returns the cause.

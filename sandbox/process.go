@@ -18,6 +18,9 @@ import (
 // killedStatus is the exit status of a process whose machine ended: 128 + SIGKILL.
 const killedStatus = 137
 
+// neverRanStatus is what containerd reports of an exec that never ran.
+const neverRanStatus = 255
+
 // Exit is how a process ended.
 type Exit struct {
 	// Status is the exit code, or 128 plus the signal's number.
@@ -159,13 +162,14 @@ func (p *Process) Resize(ctx context.Context, width, height uint32) error {
 func (p *Process) startExec(ctx context.Context) error {
 	m, err := p.c.s.running()
 	if err != nil {
+		p.ended(neverRanStatus)
 		return err
 	}
 	if err := p.to(Running); err != nil {
 		return err
 	}
 	if err := p.launch(ctx, m); err != nil {
-		p.ended(255) // containerd reports an exec that never ran with this status
+		p.ended(neverRanStatus)
 		return err
 	}
 	m.workers.Go(func() { p.wait(m) })

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	task "github.com/containerd/containerd/api/runtime/task/v3"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -34,7 +33,7 @@ func remove(ctx context.Context, p *params, stdout io.Writer) error {
 	}
 	report, err := ledger.Reap(ctx, root, key)
 	if errors.Is(err, ledger.ErrAlive) && own {
-		if err = killDaemon(ctx, root, key); err == nil {
+		if err = endDaemon(ctx, root, key); err == nil {
 			report, err = ledger.Reap(ctx, root, key)
 		}
 	}
@@ -73,52 +72,22 @@ func locate(p *params) (root, key string, own bool, err error) {
 	return cfg.Runtime.StateDir, key, own, nil
 }
 
-// killDaemon ends a daemon that does not answer, and its children with it.
-func killDaemon(ctx context.Context, root, key string) error {
-	infos, err := ledger.List(root)
-	if err != nil {
+// dyingTime is how long a daemon whose socket has closed may take to be gone.
+const dyingTime = 2 * time.Second
+
+// killTime bounds the wait for a killed daemon.
+const killTime = 2 * time.Second
+
+// endDaemon waits for a daemon that is about to end, and kills one that is not,
+// its children with it. Both bounds fit into the five seconds that containerd
+// gives to delete (core/runtime/v2/shim.go, cleanupTimeout).
+func endDaemon(ctx context.Context, root, key string) error {
+	wctx, cancel := context.WithTimeout(ctx, dyingTime)
+	defer cancel()
+	if err := ledger.WaitDead(wctx, root, key); !errors.Is(err, ledger.ErrAlive) {
 		return err
 	}
-	for _, i := range infos {
-		if i.Key != key || !i.Alive {
-			continue
-		}
-		fd, err := unix.PidfdOpen(i.Meta.Shim.PID, 0)
-		if errors.Is(err, unix.ESRCH) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("kill the shim (pid %d): %w", i.Meta.Shim.PID, err)
-		}
-		defer unix.Close(fd)
-		if start, err := ledger.StartTime(i.Meta.Shim.PID); err != nil || start != i.Meta.Shim.Start {
-			return nil // another process by now
-		}
-		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("kill the shim (pid %d): %w", i.Meta.Shim.PID, err)
-		}
-		return waitPidfd(ctx, fd)
-	}
-	return nil
-}
-
-// waitPidfd waits until the process behind a pidfd is gone, at most five seconds.
-func waitPidfd(ctx context.Context, fd int) error {
-	limit := time.Now().Add(5 * time.Second)
-	if d, ok := ctx.Deadline(); ok && d.Before(limit) {
-		limit = d
-	}
-	for {
-		left := time.Until(limit)
-		if left <= 0 {
-			return errors.New("the shim does not die")
-		}
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(left.Milliseconds())+1)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-		if n > 0 {
-			return nil
-		}
-	}
+	kctx, cancel := context.WithTimeout(ctx, killTime)
+	defer cancel()
+	return ledger.KillShim(kctx, root, key)
 }

@@ -120,7 +120,12 @@ func (vm *VM) WaitReady(ctx context.Context) error {
 	case <-vm.ready:
 		return nil
 	case <-vm.done:
-		return vm.endErr()
+		select {
+		case <-vm.ready: // it had been, whatever came then
+			return nil
+		default:
+			return vm.endErr()
+		}
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -46,16 +46,17 @@ func (e *Env) bareBoot() Probe {
 
 // bareArguments turns the command line of a pod's QEMU, without the program's
 // name, into that of the bare machine. What decides the speed of the boot is
-// taken over: machine type, accelerator, CPU model, memory size, firmware and
-// the kernel's parameters but for the agent's. One CPU is all it gets.
+// taken over: machine type, accelerator, CPU model, memory – its memory file too, with which
+// a boot is some 5 % faster than without –, firmware and the kernel's parameters but for the
+// agent's. One CPU is all it gets.
 func bareArguments(product []string, kernel, initrd string) ([]string, error) {
-	keep := map[string]string{"-machine": "", "-accel": "", "-cpu": "", "-m": "", "-append": "", "-bios": ""}
+	keep := map[string]string{"-machine": "", "-accel": "", "-cpu": "", "-m": "", "-object": "", "-append": "", "-bios": ""}
 	for i := 0; i+1 < len(product); i++ {
 		if _, wanted := keep[product[i]]; wanted {
 			keep[product[i]] = product[i+1]
 		}
 	}
-	for _, needed := range []string{"-machine", "-accel", "-cpu", "-m", "-append"} {
+	for _, needed := range []string{"-machine", "-accel", "-cpu", "-m", "-object", "-append"} {
 		if keep[needed] == "" {
 			return nil, fmt.Errorf("bench: the pod's QEMU runs without %s, which the bare machine takes over: %q", needed, product)
 		}
@@ -66,7 +67,7 @@ func bareArguments(product []string, kernel, initrd string) ([]string, error) {
 	memory, _, _ := strings.Cut(keep["-m"], ",")
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-vga", "none", "-serial", "stdio",
-		"-machine", drop(keep["-machine"], ",", "memory-backend="), "-accel", keep["-accel"], "-cpu", keep["-cpu"],
+		"-machine", keep["-machine"], "-object", keep["-object"], "-accel", keep["-accel"], "-cpu", keep["-cpu"],
 		"-smp", "1", "-m", memory,
 		"-kernel", kernel, "-initrd", initrd, "-append", drop(keep["-append"], " ", "agent."),
 	}

@@ -228,12 +228,12 @@ func TestBareArguments(t *testing.T) {
 		t.Fatal(err)
 	}
 	line := strings.Join(got, " ")
-	for _, want := range []string{"-machine q35,graphics=off", "-accel tcg", "-cpu max", "-m 256M ", "-kernel /k -initrd /i", "-bios ", "-smp 1 ", "console=ttyS0 quiet"} {
+	for _, want := range []string{"-machine q35,memory-backend=mem,", "memory-backend-memfd,id=mem,size=256M", "-accel tcg", "-cpu max", "-m 256M ", "-kernel /k -initrd /i", "-bios ", "-smp 1 ", "console=ttyS0 quiet"} {
 		if !strings.Contains(line, want) {
 			t.Errorf("%q is missing in %s", want, line)
 		}
 	}
-	for _, bad := range []string{"vsock", "-device", "-chardev", "-sandbox", "memory-backend", "agent.", "/proc/self/fd"} {
+	for _, bad := range []string{"vsock", "-device", "-chardev", "-sandbox", "agent.", "/proc/self/fd"} {
 		if strings.Contains(line, bad) {
 			t.Errorf("%q is in %s", bad, line)
 		}
