@@ -50,24 +50,12 @@ func (a *agent) debugConsole(ctx context.Context) {
 }
 
 func (a *agent) consoles(ctx context.Context, l net.Listener, shell string) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return
+	vsocket.Serve(ctx, l, func(c net.Conn) {
+		defer c.Close()
+		if err := a.consoleOn(ctx, c, shell); err != nil {
+			a.log.Warn("debug console", agentlog.KeyError, err.Error())
 		}
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			defer c.Close()
-			if err := a.consoleOn(ctx, c, shell); err != nil {
-				a.log.Warn("debug console", agentlog.KeyError, err.Error())
-			}
-		}()
-	}
+	})
 }
 
 // consoleOn runs a shell on a terminal of its own and carries it over c.

@@ -14,6 +14,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/kata-v2/kata/guest-agent/vsocket"
 )
 
 // Keys of the log's fields.
@@ -108,21 +110,7 @@ func (s *Sink) Kept() []byte {
 // Serve writes the kept lines and then every new one to each connection of l,
 // until ctx is done. It returns when all connections are finished.
 func (s *Sink) Serve(ctx context.Context, l net.Listener) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			s.feed(ctx, c)
-		}()
-	}
+	vsocket.Serve(ctx, l, func(c net.Conn) { s.feed(ctx, c) })
 }
 
 func (s *Sink) feed(ctx context.Context, c net.Conn) {

@@ -156,25 +156,6 @@ func (m *Manager) Remove(mp string) error {
 	return unmount(mp)
 }
 
-// RemoveAll unmounts everything, innermost first, for the end of the sandbox.
-func (m *Manager) RemoveAll() error {
-	m.mu.Lock()
-	var mps []string
-	for mp, e := range m.entries {
-		if e.umount {
-			mps = append(mps, mp)
-		}
-	}
-	clear(m.entries)
-	m.mu.Unlock()
-	slices.SortFunc(mps, func(a, b string) int { return len(b) - len(a) })
-	var errs []error
-	for _, mp := range mps {
-		errs = append(errs, unmount(mp))
-	}
-	return errors.Join(errs...)
-}
-
 func unmount(mp string) error {
 	err := unix.Unmount(mp, unix.UMOUNT_NOFOLLOW)
 	if err == unix.EBUSY {

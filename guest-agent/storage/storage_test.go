@@ -77,9 +77,6 @@ func TestSharedStaysUntilTheEnd(t *testing.T) {
 	if err := m.Remove(mp); err != nil || len(m.entries) != 1 {
 		t.Errorf("freed with its user: %v", err)
 	}
-	if err := m.RemoveAll(); err != nil || len(m.entries) != 0 {
-		t.Errorf("still there: %v", err)
-	}
 }
 
 func TestRefusals(t *testing.T) {

@@ -73,26 +73,14 @@ func NewHub() *Hub {
 
 // Serve accepts on l until ctx is done, and returns when its goroutines have ended.
 func (h *Hub) Serve(ctx context.Context, l net.Listener, identify Identify) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
 	defer h.closeAll()
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return
+	vsocket.Serve(ctx, l, func(c net.Conn) {
+		stop := context.AfterFunc(ctx, func() { c.Close() })
+		id, err := identify(c)
+		if !stop() || err != nil || !h.arrive(id, c) {
+			c.Close()
 		}
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			stop := context.AfterFunc(ctx, func() { c.Close() })
-			id, err := identify(c)
-			if !stop() || err != nil || !h.arrive(id, c) {
-				c.Close()
-			}
-		}()
-	}
+	})
 }
 
 // arrive files a connection, or hands it to who waits for it. False: there are too many.

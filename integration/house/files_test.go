@@ -85,7 +85,7 @@ func TestNoTraces(t *testing.T) {
 }
 
 // compile makes an expression for each word that does not match inside a longer
-// name: neither "x/work/" nor "my.mirror.example".
+// name: neither "my/home/" nor "my.mirror.example".
 func compile(words []string) (out []*regexp.Regexp) {
 	for _, w := range words {
 		tail := `(?:[^\w.-]|\.?$|\.\s)`
