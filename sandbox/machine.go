@@ -120,9 +120,10 @@ func (s *Sandbox) recordProcess(m *machine, name string, pid int) error {
 // createInGuest makes the pod known to the agent.
 func (s *Sandbox) createInGuest(ctx context.Context, m *machine, spec *specs.Spec) error {
 	req := &agentpb.CreateSandboxRequest{
-		Hostname:     spec.Hostname,
-		SandboxId:    s.o.ID,
-		SandboxPidns: sharesPIDNamespace(spec),
+		Hostname:      spec.Hostname,
+		GuestHookPath: s.o.Config.QEMU.GuestHookPath,
+		SandboxId:     s.o.ID,
+		SandboxPidns:  sharesPIDNamespace(spec),
 		Storages: []*agentpb.Storage{{
 			Driver: "virtio-fs", Source: protocols.SharedTag, Fstype: "virtiofs", MountPoint: protocols.GuestSharedDir + "/",
 		}},

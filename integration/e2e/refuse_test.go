@@ -59,14 +59,17 @@ func (b *box) configWith(section, key, value string) string {
 	if err != nil {
 		b.Fatal(err)
 	}
-	text, line := string(data), key+" = "+value
+	return writeFile(b.T, setKey(string(data), section, key, value), b.TempDir(), "kata.toml")
+}
+
+// setKey replaces a key of a configuration's text, or adds it to its section.
+func setKey(text, section, key, value string) string {
+	line := key + " = " + value
 	old := regexp.MustCompile(`(?m)^` + key + ` = .*$`)
 	if old.MatchString(text) {
-		text = old.ReplaceAllLiteralString(text, line)
-	} else {
-		text = strings.Replace(text, "["+section+"]\n", "["+section+"]\n"+line+"\n", 1)
+		return old.ReplaceAllLiteralString(text, line)
 	}
-	return writeFile(b.T, text, b.TempDir(), "kata.toml")
+	return strings.Replace(text, "["+section+"]\n", "["+section+"]\n"+line+"\n", 1)
 }
 
 // TestRefusedConfiguration: what is missing or wrong is named with its file and

@@ -66,6 +66,7 @@ type QEMU struct {
 	EnableAnnotations        []string `toml:"enable_annotations" default:"[]" doc:"Which io.katacontainers.config.* pod annotations are allowed: regular expressions that must match the whole of an annotation's last part, for example [\"default_vcpus\", \"default_memory\", \"kernel_params\"]. Empty refuses all."`
 	ValidHypervisorPaths     []string `toml:"valid_hypervisor_paths" default:"[]" doc:"Globs, one of which the path annotation must match. Empty refuses that annotation."`
 	ValidVirtioFSDaemonPaths []string `toml:"valid_virtio_fs_daemon_paths" default:"[]" doc:"Globs, one of which the virtio_fs_daemon annotation must match. Empty refuses that annotation."`
+	GuestHookPath            string   `toml:"guest_hook_path" default:"" path:"abs" annotation:"=" doc:"Directory in the guest image with the folders prestart, poststart and poststop, whose programs are run as hooks of every container. Empty: none."`
 	EnableDebug              bool     `toml:"enable_debug" default:"false" doc:"Let the guest kernel log in full to the console, and log QEMU's command line."`
 }
 

@@ -102,7 +102,6 @@ var upstream = map[string]map[string]idleKey{
 		"extra_monitor_socket":                     none("an extra monitor socket"),
 		"file_mem_backend":                         {},
 		"firmware_volume":                          none("a firmware volume"),
-		"guest_hook_path":                          none("running hooks that the guest image brings"),
 		"guest_memory_dump_paging":                 {},
 		"guest_memory_dump_path":                   none("dumping guest memory"),
 		"hot_plug_vfio":                            {only: "no-port", why: "VFIO is not implemented"},
