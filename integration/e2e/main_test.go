@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -33,6 +34,11 @@ var shared struct {
 // what the tests' own checks see before and after alike, the daemon's start and
 // end, is only seen here.
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if testing.Short() {
+		fmt.Println("e2e: every test boots machines and needs what make sets up; none runs with -short")
+		os.Exit(0)
+	}
 	before, err := leak.Take()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
@@ -114,7 +120,8 @@ func startLab(o lab.Options) (*lab.Containerd, error) {
 // newBox begins a test on the shared containerd.
 func newBox(t *testing.T) *box {
 	t.Helper()
-	shared.once.Do(func() { shared.c, shared.err = startLab(labOptions(t)) })
+	o := labOptions(t)
+	shared.once.Do(func() { shared.c, shared.err = startLab(o) })
 	if shared.err != nil {
 		t.Fatal(shared.err)
 	}
