@@ -15,6 +15,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -310,6 +311,7 @@ func TestProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(shim, "-c", qemu+" -c 'echo up; while :; do sleep 1000; done' & wait", "-id", "one")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -321,12 +323,8 @@ func TestProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() {
-		all, _ := descendants(cmd.Process.Pid)
-		for _, pid := range append(all, cmd.Process.Pid) {
-			if p, err := os.FindProcess(pid); err == nil {
-				_ = p.Kill()
-			}
-		}
+		// As a group: killed one by one, the loop would start another sleep.
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		_ = cmd.Wait()
 	}()
 	pids := []int{os.Getpid(), cmd.Process.Pid}
