@@ -292,7 +292,7 @@ func (c *Container) DeleteExec(p *Process) error {
 
 // Pause freezes the container's processes.
 func (c *Container) Pause(ctx context.Context) error {
-	return c.freeze(ctx, Paused, func(m *machine) error {
+	return c.freeze(Paused, func(m *machine) error {
 		_, err := m.agent.PauseContainer(ctx, &agentpb.PauseContainerRequest{ContainerId: c.id})
 		return err
 	})
@@ -303,13 +303,13 @@ func (c *Container) Resume(ctx context.Context) error {
 	if s := c.init.State(); s != Paused {
 		return fmt.Errorf("container %s is %s, not paused: %w", c.id, s, errdefs.ErrFailedPrecondition)
 	}
-	return c.freeze(ctx, Running, func(m *machine) error {
+	return c.freeze(Running, func(m *machine) error {
 		_, err := m.agent.ResumeContainer(ctx, &agentpb.ResumeContainerRequest{ContainerId: c.id})
 		return err
 	})
 }
 
-func (c *Container) freeze(_ context.Context, to State, call func(*machine) error) error {
+func (c *Container) freeze(to State, call func(*machine) error) error {
 	m, err := c.s.running()
 	if err != nil {
 		return err

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kata-v2/kata/internal/config"
+	"github.com/kata-v2/kata/sandbox"
 	"github.com/kata-v2/kata/sandbox/ledger"
 )
 
@@ -66,6 +67,9 @@ func start(ctx context.Context, p *params, stdout io.Writer) error {
 	}
 	cfg, warnings, err := config.Load(lo)
 	if err != nil {
+		return err
+	}
+	if err := sandbox.CheckConfig(cfg); err != nil {
 		return err
 	}
 	for _, w := range warnings {
