@@ -19,6 +19,7 @@ import (
 	"github.com/kata-v2/kata/hypervisor/vsock"
 	"github.com/kata-v2/kata/hypervisor/vsock/vsocktest"
 	"github.com/kata-v2/kata/hypervisor/vsock/vsocktest/guestsvc"
+	"github.com/kata-v2/kata/hypervisor/vsock/vsocktest/measure"
 )
 
 // TestRealGuest runs the suite against a Linux guest in QEMU.
@@ -119,58 +120,36 @@ func killedTools(t *testing.T, d vsock.Device, path string) {
 
 // figures prints throughput, latency and connection times; they are no verdict.
 func figures(t *testing.T, d vsock.Device) {
-	dial := func(port uint32) net.Conn {
-		c, err := d.Dial(context.Background(), port)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	const total = 128 << 20
+	for _, write := range []int{4 << 10, 36 << 10, 64 << 10, 256 << 10} {
+		for name, f := range map[string]func(context.Context, measure.Dialer, int64, int) (float64, error){"up": measure.Up, "down": measure.Down} {
+			cpu := cpuTime()
+			rate, err := f(ctx, d, total, write)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%s, writes of %d KiB: %.0f MB/s, %v of this process's CPU per 100 MB", name, write>>10, rate,
+				((cpuTime() - cpu) * 100e6 / total).Round(time.Millisecond))
+		}
+	}
+	times, err := measure.RoundTrips(ctx, d, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("round trip of 1 byte: %v", spread(times))
+	times = times[:0]
+	for range 300 {
+		start := time.Now()
+		c, err := d.Dial(ctx, guestsvc.EchoPort)
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = c.SetDeadline(time.Now().Add(60 * time.Second))
-		return c
+		_ = c.Close()
+		times = append(times, time.Since(start))
 	}
-	const total = 128 << 20
-	rate := func(name string, f func()) {
-		cpu, start := cpuTime(), time.Now()
-		f()
-		took := time.Since(start)
-		t.Logf("%s: %.0f MB/s, %v of this process's CPU per 100 MB", name, total/1e6/took.Seconds(),
-			((cpuTime() - cpu) * 100e6 / total).Round(time.Millisecond))
-	}
-	for _, chunk := range []int{4 << 10, 36 << 10, 256 << 10} {
-		rate(fmt.Sprintf("guest to host, writes of %d KiB", chunk>>10), func() {
-			c := dial(guestsvc.SourcePort)
-			defer c.Close()
-			_ = binary.Write(c, binary.LittleEndian, guestsvc.SourceRequest{Total: total, Chunk: uint32(chunk), Seed: guestsvc.RawSeed})
-			b := make([]byte, 256<<10)
-			n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, c, b)
-			if n != total || err != nil {
-				t.Fatal(n, err)
-			}
-		})
-		rate(fmt.Sprintf("host to guest, writes of %d KiB", chunk>>10), func() {
-			c := dial(guestsvc.SinkPort)
-			defer c.Close()
-			_, _ = c.Write(make([]byte, 4))
-			b := make([]byte, chunk)
-			for n := 0; n < total; n += chunk {
-				if _, err := c.Write(b); err != nil {
-					t.Fatal(err)
-				}
-			}
-			_ = c.(vsock.HalfCloser).CloseWrite()
-			var r guestsvc.SinkReply
-			if err := binary.Read(c, binary.LittleEndian, &r); err != nil {
-				t.Fatal(err)
-			}
-		})
-	}
-	c := dial(guestsvc.EchoPort)
-	defer c.Close()
-	var b [1]byte
-	t.Logf("round trip of 1 byte: %v", median(1000, func() {
-		_, _ = c.Write(b[:])
-		_, _ = io.ReadFull(c, b[:])
-	}))
-	t.Logf("dial and close: %v", median(300, func() { _ = dial(guestsvc.EchoPort).Close() }))
+	t.Logf("dial and close: %v", spread(times))
 }
 
 // idle checks that a device with a quiet guest takes no CPU.
@@ -192,15 +171,9 @@ func cpuTime() time.Duration {
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
-func median(n int, f func()) string {
-	times := make([]time.Duration, n)
-	for i := range times {
-		start := time.Now()
-		f()
-		times[i] = time.Since(start)
-	}
+func spread(times []time.Duration) string {
 	slices.Sort(times)
-	return fmt.Sprintf("median %v, p99 %v", times[n/2], times[n*99/100])
+	return fmt.Sprintf("median %v, p99 %v", times[len(times)/2], times[len(times)*99/100])
 }
 
 // lockedBuffer collects a console.

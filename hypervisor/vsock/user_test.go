@@ -18,6 +18,7 @@ import (
 	"github.com/kata-v2/kata/hypervisor/vsock"
 	"github.com/kata-v2/kata/hypervisor/vsock/vsocktest"
 	"github.com/kata-v2/kata/hypervisor/vsock/vsocktest/guestsvc"
+	"github.com/kata-v2/kata/hypervisor/vsock/vsocktest/measure"
 )
 
 const timeout = 20 * time.Second
@@ -96,6 +97,27 @@ func TestUserConformance(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+func TestMeasure(t *testing.T) {
+	u, d := newDevice(t, vsock.UserConfig{}, vsocktest.DriverConfig{Features: vsocktest.FeatEventIdx})
+	boot(t, d, 1)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	const total = 300_001 // not whole writes
+	if rate, err := measure.Up(ctx, u, total, 4000); err != nil || rate <= 0 {
+		t.Errorf("up: %v MB/s, %v", rate, err)
+	}
+	if rate, err := measure.Down(ctx, u, total, 4000); err != nil || rate <= 0 {
+		t.Errorf("down: %v MB/s, %v", rate, err)
+	}
+	if times, err := measure.RoundTrips(ctx, u, 10); err != nil || len(times) != 10 {
+		t.Errorf("round trips: %v, %v", times, err)
+	}
+	time.AfterFunc(10*time.Millisecond, cancel)
+	if _, err := measure.Up(ctx, u, 1<<40, 4000); !errors.Is(err, context.Canceled) {
+		t.Errorf("up with a context that ends: %v", err)
 	}
 }
 

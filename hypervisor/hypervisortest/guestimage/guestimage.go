@@ -54,53 +54,67 @@ func env(tb testing.TB, name string) string {
 // Initrd builds the guest's root and returns its path; it is gone after the test.
 func Initrd(tb testing.TB) string {
 	tb.Helper()
-	dir, err := filepath.EvalSymlinks(env(tb, EnvModules)) // a walk does not follow its root
-	if err != nil {
-		tb.Fatalf("%s: %v", EnvModules, err)
-	}
-	entries := []cpio.Entry{
-		cpio.Dir("dev", 0o755), cpio.Dir("modules", 0o755), cpio.Dir("proc", 0o755),
-		cpio.CharDevice("dev/console", 0o600, 5, 1),
-		cpio.File("init", 0o755, buildInit(tb)),
-	}
-	builtin, err := os.ReadFile(filepath.Join(dir, "modules.builtin"))
-	if err != nil {
-		tb.Fatalf("%s: %v", EnvModules, err)
-	}
-	builtin = bytes.ReplaceAll(builtin, []byte("-"), []byte("_"))
-	for i, m := range modules {
-		if !bytes.Contains(builtin, []byte("/"+m+".ko")) {
-			entries = append(entries, cpio.File(fmt.Sprintf("modules/%02d-%s.ko", i, m), 0o644, readModule(tb, dir, m)))
-		}
-	}
-	var b bytes.Buffer
-	if err := cpio.Write(&b, entries); err != nil {
-		tb.Fatal(err)
-	}
 	path := filepath.Join(tb.TempDir(), "initrd")
-	if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil {
+	if err := Write(path, env(tb, EnvModules)); err != nil {
 		tb.Fatal(err)
 	}
 	return path
 }
 
-func buildInit(tb testing.TB) []byte {
-	tb.Helper()
-	bin := filepath.Join(tb.TempDir(), "init")
+// Write builds the guest's root at path. modulesDir is lib/modules/<version> of
+// the kernel that it is for. It runs go build, so below this module's root only.
+func Write(path, modulesDir string) error {
+	dir, err := filepath.EvalSymlinks(modulesDir) // a walk does not follow its root
+	if err != nil {
+		return fmt.Errorf("guest image: modules: %w", err)
+	}
+	init, err := buildInit()
+	if err != nil {
+		return fmt.Errorf("guest image: %w", err)
+	}
+	entries := []cpio.Entry{
+		cpio.Dir("dev", 0o755), cpio.Dir("modules", 0o755), cpio.Dir("proc", 0o755),
+		cpio.CharDevice("dev/console", 0o600, 5, 1),
+		cpio.File("init", 0o755, init),
+	}
+	builtin, err := os.ReadFile(filepath.Join(dir, "modules.builtin"))
+	if err != nil {
+		return fmt.Errorf("guest image: modules: %w", err)
+	}
+	builtin = bytes.ReplaceAll(builtin, []byte("-"), []byte("_"))
+	for i, m := range modules {
+		if bytes.Contains(builtin, []byte("/"+m+".ko")) {
+			continue
+		}
+		data, err := readModule(dir, m)
+		if err != nil {
+			return fmt.Errorf("guest image: %w", err)
+		}
+		entries = append(entries, cpio.File(fmt.Sprintf("modules/%02d-%s.ko", i, m), 0o644, data))
+	}
+	var b bytes.Buffer
+	if err := cpio.Write(&b, entries); err != nil {
+		return fmt.Errorf("guest image: %w", err)
+	}
+	return os.WriteFile(path, b.Bytes(), 0o644)
+}
+
+func buildInit() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "guestinit-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	bin := filepath.Join(dir, "init")
 	build := exec.Command("go", "build", "-ldflags=-s -w", "-o", bin, initPackage)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		tb.Fatalf("build %s: %v\n%s", initPackage, err, out)
+		return nil, fmt.Errorf("build %s: %w\n%s", initPackage, err, out)
 	}
-	data, err := os.ReadFile(bin)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return data
+	return os.ReadFile(bin)
 }
 
-func readModule(tb testing.TB, dir, name string) []byte {
-	tb.Helper()
+func readModule(dir, name string) ([]byte, error) {
 	var path string
 	err := filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
 		if err == nil && strings.ReplaceAll(filepath.Base(p), "-", "_") == name+".ko" {
@@ -109,12 +123,11 @@ func readModule(tb testing.TB, dir, name string) []byte {
 		}
 		return err
 	})
-	if err != nil || path == "" {
-		tb.Fatalf("module %s.ko below %s=%s: not found (%v)", name, EnvModules, dir, err)
-	}
-	data, err := os.ReadFile(path)
 	if err != nil {
-		tb.Fatal(err)
+		return nil, err
 	}
-	return data
+	if path == "" {
+		return nil, fmt.Errorf("module %s.ko below %s: %w", name, dir, fs.ErrNotExist)
+	}
+	return os.ReadFile(path)
 }
