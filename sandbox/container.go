@@ -57,6 +57,16 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 	if err := validateSpec(cc.Spec, s.podNetNS()); err != nil {
 		return nil, err
 	}
+	pod := s.prepared()
+	if pod != nil {
+		if _, err := s.running(); err != nil {
+			return nil, err
+		}
+		cc.Spec = joinPod(cc.Spec, pod)
+	} else {
+		p := PodFromSpec(cc.Spec)
+		pod = &p
+	}
 	ctx, cancel := context.WithTimeout(ctx, s.o.Config.Runtime.CreateContainerTimeout)
 	defer cancel()
 	c := &Container{s: s, id: cc.ID, bundle: cc.Bundle, spec: cc.Spec, execs: map[string]*Process{}}
@@ -75,7 +85,7 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 	}
 	// The machine boots while the host's side of the container is mounted.
 	booted := make(chan error, 1)
-	go func() { booted <- s.start(ctx, share, cc.Spec, t) }()
+	go func() { booted <- s.start(ctx, share, *pod, t) }()
 	spec, err := c.prepare(share, cc)
 	if err := errors.Join(err, <-booted); err != nil {
 		return nil, errors.Join(err, share.Remove(c.id))
@@ -107,10 +117,7 @@ func (s *Sandbox) reserve(c *Container) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state == Stopped {
-		if s.reason != nil {
-			return fmt.Errorf("%w: %w", ErrStopped, s.reason)
-		}
-		return ErrStopped
+		return s.stoppedLocked()
 	}
 	if _, ok := s.containers[c.id]; ok {
 		return fmt.Errorf("container %s: %w", c.id, errdefs.ErrAlreadyExists)
@@ -417,11 +424,12 @@ func (c *Container) release() error {
 	return err
 }
 
-// deferRemoval leaves a stopped container to the machine's end if it is the last one.
+// deferRemoval leaves a stopped container to the machine's end if it is the last
+// one, unless the pod exists without containers too.
 func (s *Sandbox) deferRemoval(c *Container) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.containers) != 1 || s.containers[c.id] != c {
+	if len(s.containers) != 1 || s.containers[c.id] != c || s.pod != nil {
 		return false
 	}
 	s.leftInGuest = append(s.leftInGuest, c.id)

@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-
 	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/protocols"
 	"github.com/kata-v2/kata/protocols/agentpb"
@@ -43,10 +41,10 @@ func (t *timings) add(phase string, d time.Duration) {
 // startMachine plans and acquires: daemon and VMM start at the same time, since
 // the VMM waits for the daemon by itself, and the guest boots meanwhile. On
 // error what was acquired is in the returned machine, for release.
-func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, spec *specs.Spec, t *timings) (*machine, error) {
+func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod PodConfig, t *timings) (*machine, error) {
 	m := &machine{log: s.o.Log, forget: s.o.Ledger.Forget}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
-	vc := planVM(s.o.Config, s.o.ID, s.o.Key, networkPath(spec), s.o.HostCPUs)
+	vc := planVM(s.o.Config, s.o.ID, s.o.Key, pod.NetNSPath, s.o.HostCPUs)
 	vc.Dir = s.o.Ledger.Dir()
 	vc.Started = func(name string, pid int) error { return s.recordProcess(m, name, pid) }
 	daemon, err := s.startDaemon(ctx, m, share.Dir(), &vc)
@@ -69,7 +67,7 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, spec *
 	}
 	t.mark("t_boot")
 	m.workers.Go(func() { m.agent.Wait(m.ctx) })
-	if err := s.createInGuest(ctx, m, spec); err != nil {
+	if err := s.createInGuest(ctx, m, pod); err != nil {
 		return m, err
 	}
 	t.mark("t_sandbox")
@@ -118,12 +116,13 @@ func (s *Sandbox) recordProcess(m *machine, name string, pid int) error {
 }
 
 // createInGuest makes the pod known to the agent.
-func (s *Sandbox) createInGuest(ctx context.Context, m *machine, spec *specs.Spec) error {
+func (s *Sandbox) createInGuest(ctx context.Context, m *machine, pod PodConfig) error {
 	req := &agentpb.CreateSandboxRequest{
-		Hostname:      spec.Hostname,
+		Hostname:      pod.Hostname,
+		Dns:           pod.DNS,
 		GuestHookPath: s.o.Config.QEMU.GuestHookPath,
 		SandboxId:     s.o.ID,
-		SandboxPidns:  sharesPIDNamespace(spec),
+		SandboxPidns:  pod.SharePID,
 		Storages: []*agentpb.Storage{{
 			Driver: "virtio-fs", Source: protocols.SharedTag, Fstype: "virtiofs", MountPoint: protocols.GuestSharedDir + "/",
 		}},
@@ -131,7 +130,7 @@ func (s *Sandbox) createInGuest(ctx context.Context, m *machine, spec *specs.Spe
 	// Any container of the pod may bind it, so it is there whether the first one does or not.
 	shm := &agentpb.Storage{Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", MountPoint: protocols.GuestShmDir,
 		Options: []string{"noexec", "nosuid", "nodev", "mode=1777"}}
-	if size := podShmSize(spec); size > 0 {
+	if size := pod.ShmBytes; size > 0 {
 		shm.Options = append(shm.Options, fmt.Sprintf("size=%d", size))
 	}
 	req.Storages = append(req.Storages, shm)

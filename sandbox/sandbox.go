@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/internal/config"
@@ -69,6 +68,8 @@ type Sandbox struct {
 	state      State                 // guarded by mu
 	containers map[string]*Container // guarded by mu
 	reason     error                 // guarded by mu; why the machine ended or did not start
+	pod        *PodConfig            // guarded by mu; of a pod that starts without a container
+	starting   bool                  // guarded by mu; Start was called
 
 	leftInGuest []string // guarded by mu; ids of deleted containers that the guest still holds
 	endOnce     sync.Once
@@ -134,12 +135,12 @@ func (s *Sandbox) running() (*machine, error) {
 }
 
 // start boots the machine once; every caller waits for the same result.
-func (s *Sandbox) start(ctx context.Context, share *storage.Share, spec *specs.Spec, t *timings) error {
+func (s *Sandbox) start(ctx context.Context, share *storage.Share, pod PodConfig, t *timings) error {
 	s.boot.Do(func() {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(s.wish, cancel)()
-		m, err := s.startMachine(ctx, share, spec, t)
+		m, err := s.startMachine(ctx, share, pod, t)
 		s.mu.Lock()
 		if err == nil && s.state == Stopped {
 			err = ErrStopped

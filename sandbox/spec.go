@@ -120,9 +120,7 @@ func guestLinux(l *specs.Linux, seccomp bool) *specs.Linux {
 // sharesPIDNamespace tells whether the container joins another's PID namespace:
 // a path in the specification, which can only be that of the pod.
 func sharesPIDNamespace(spec *specs.Spec) bool {
-	return slices.ContainsFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool {
-		return n.Type == specs.PIDNamespace && n.Path != ""
-	})
+	return sharesNamespace(spec, specs.PIDNamespace)
 }
 
 // podShmSize is the size in bytes of the host's directory that a mount binds as

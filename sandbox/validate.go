@@ -61,7 +61,12 @@ func validateNetwork(spec *specs.Spec, pod string) error {
 	if path == "" {
 		return nil
 	}
-	field := fmt.Sprintf("linux.namespaces[%d].path (network)", i)
+	return validateNetNS(fmt.Sprintf("linux.namespaces[%d].path (network)", i), path, pod)
+}
+
+// validateNetNS checks the network namespace at path, which field named; pod is
+// that of the running pod, if any.
+func validateNetNS(field, path, pod string) error {
 	ns, err := os.Stat(path)
 	if err != nil {
 		return fmt.Errorf("%s: %w: %w", field, err, errdefs.ErrInvalidArgument)
