@@ -97,6 +97,8 @@ func serve(ctx context.Context, d daemonParams, l net.Listener, led *ledger.Ledg
 		},
 	})
 	svc := newService(sb, pub, log)
+	svc.stdio.namespace = d.Namespace
+	svc.stdio.record = func(name string, pid int) (func(), error) { return recordChild(led, name, pid) }
 	server, err := ttrpc.NewServer()
 	if err != nil {
 		return fmt.Errorf("ttrpc server: %w", err)
@@ -124,4 +126,18 @@ func serve(ctx context.Context, d daemonParams, l net.Listener, led *ledger.Ledg
 		return nil
 	}
 	return err
+}
+
+// recordChild writes a child into the ledger, which is asked to forget it once
+// it is gone: until then it dies with this process, and delete makes sure of it.
+func recordChild(led *ledger.Ledger, name string, pid int) (forget func(), err error) {
+	e, err := ledger.Process(name, pid)
+	if err != nil {
+		return nil, err
+	}
+	token, err := led.Record(e)
+	if err != nil {
+		return nil, err
+	}
+	return func() { led.Forget(token) }, nil //nolint:errcheck // the pod's end names what is left
 }

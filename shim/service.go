@@ -17,19 +17,20 @@ import (
 
 // service is the Task API over a sandbox. Calls are in task.go.
 type service struct {
-	sb   *sandbox.Sandbox
-	pub  *publisher
-	log  *slog.Logger
-	done chan struct{} // closed by Shutdown
-	once sync.Once
-	exit sync.WaitGroup // the watchers of processes
+	sb    *sandbox.Sandbox
+	pub   *publisher
+	log   *slog.Logger
+	stdio *stdioHost
+	done  chan struct{} // closed by Shutdown
+	once  sync.Once
+	exit  sync.WaitGroup // the watchers of processes
 
 	mu    sync.Mutex
 	tasks map[string]*taskState // guarded by mu; container id → its task
 }
 
 func newService(sb *sandbox.Sandbox, pub *publisher, log *slog.Logger) *service {
-	return &service{sb: sb, pub: pub, log: log, done: make(chan struct{}), tasks: map[string]*taskState{}}
+	return &service{sb: sb, pub: pub, log: log, stdio: &stdioHost{log: log}, done: make(chan struct{}), tasks: map[string]*taskState{}}
 }
 
 // taskState is what containerd's view of a container adds to the sandbox's.
@@ -123,17 +124,14 @@ func (p *procState) beginStart() func() {
 	return func() { close(ch) }
 }
 
-// attach connects the process's streams to containerd's pipes.
-func (p *procState) attach() error {
+// attach connects the process's streams to containerd's pipes; it takes over io.
+func (p *procState) attach(io *stdio) {
 	streams := p.p.Stdio()
 	if streams == nil {
-		return nil
+		io.abort()
+		return
 	}
-	io, err := attach(p.paths, streams)
-	if err != nil {
-		streams.Close()
-		return err
-	}
+	io.connect(streams)
 	p.mu.Lock()
 	p.io = io
 	ended := p.ended
@@ -141,7 +139,6 @@ func (p *procState) attach() error {
 	if ended {
 		io.closeStdin()
 	}
-	return nil
 }
 
 // closeStdin may come before the process starts: a client copies its input from
@@ -168,7 +165,7 @@ func (p *procState) finishIO(ctx context.Context, log *slog.Logger) {
 	if io == nil {
 		return
 	}
-	if err := io.drain(ctx); err != nil {
+	if err := io.drain(ctx, p.p.Exit().At); err != nil {
 		log.Warn("output was cut", "exec", p.id, "error", err)
 	}
 	io.close()
@@ -178,6 +175,7 @@ func (p *procState) finishIO(ctx context.Context, log *slog.Logger) {
 func (s *service) close(ctx context.Context) error {
 	ended := make(chan struct{})
 	go func() { s.exit.Wait(); close(ended) }()
+	s.stdio.close(ctx)
 	select {
 	case <-ended:
 		return nil

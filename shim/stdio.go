@@ -7,101 +7,141 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
+	"log/slog"
 	"os"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/sandbox/agentclient"
 )
 
-// drainTimeout bounds how long Delete waits for output after the process has
-// ended: a grandchild may hold the stream open for ever.
-const drainTimeout = 5 * time.Second
+// Bounds on Delete's wait for output after the process has ended.
+const (
+	// drainQuiet: no byte has moved for this long since the exit. A grandchild holds
+	// the stream open, or nobody reads it.
+	drainQuiet = 5 * time.Second
+	// drainMax bounds the wait for a reader that goes on reading, but slowly.
+	drainMax = 30 * time.Second
+	// drainBytes is more than a stream has under way between a process and the
+	// reader: two pipes of 256 KiB at most, the connection's credit, and the buffers
+	// of both sides. What comes after as many was written after the exit.
+	drainBytes = 4 << 20
+)
 
-// copyBuffer is the size of one copy between a stream and a pipe.
-const copyBuffer = 64 << 10
+var errHeldOpen = errors.New("output is still held open after the process has ended")
 
-var copyBuffers = sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }}
+// stdio copies between a process's streams and containerd's pipes. Pipes are
+// held open both ways, so that a client or containerd itself can come and go.
+//
+//	openStdio ──> opened ──connect──> copying ──drain──> drained
+//	                └──────────close──────┴────close────────┴──> closed
+type stdio struct {
+	host    *stdioHost
+	out     [2]*os.File // of stdout and stderr, nil where there is none
+	drivers []*logDriver
 
-// stdioPaths are the stdio fields of a request.
-type stdioPaths struct {
-	stdin, stdout, stderr string
-	terminal              bool
+	mu       sync.Mutex
+	streams  *agentclient.Stdio // guarded by mu; nil before connect
+	copies   []*outCopy         // guarded by mu
+	stdin    *os.File           // guarded by mu; our read end
+	keepOpen *os.File           // guarded by mu; our write end of stdin's pipe, until CloseIO
+	workers  sync.WaitGroup     // every goroutine of connect
 }
 
-func (s stdioPaths) wants() agentclient.StdioWants {
-	return agentclient.StdioWants{Stdin: s.stdin != "", Stdout: s.stdout != "", Stderr: s.stderr != "" && !s.terminal}
+// stdioHost is what the streams of all processes need of their shim.
+type stdioHost struct {
+	// namespace is containerd's, which log drivers are told.
+	namespace string
+	log       *slog.Logger
+	// record writes a child into the ledger; forget strikes it out again.
+	record func(name string, pid int) (forget func(), err error)
+
+	mu      sync.Mutex
+	drivers map[*logDriver]bool // guarded by mu; those that run
 }
 
-// check refuses what cannot be opened, before anything is made.
-func (s stdioPaths) check() error {
-	for name, path := range map[string]string{"stdin": s.stdin, "stdout": s.stdout, "stderr": s.stderr} {
-		if path == "" {
-			continue
+// openStdio opens the host's side of a process's streams and starts its log
+// drivers; id is the exec id, or the container's for its first process.
+func (h *stdioHost) openStdio(id string, paths stdioPaths) (_ *stdio, err error) {
+	t, err := paths.targets()
+	if err != nil {
+		return nil, err
+	}
+	s := &stdio{host: h}
+	defer func() {
+		if err != nil {
+			s.abort()
 		}
-		if _, _, err := splitScheme(path); err != nil {
-			return fmt.Errorf("%s: %w: %w", name, err, errdefs.ErrInvalidArgument)
+	}()
+	if t[0].scheme != "" {
+		if s.stdin, s.keepOpen, err = openInput(t[0]); err != nil {
+			return nil, fmt.Errorf("stdin: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+	}
+	for i, name := range [2]string{"stdout", "stderr"} {
+		to := t[i+1]
+		switch {
+		case to.scheme == "", i == 1 && to.scheme == schemeBinary && to.same(t[1]): // has one already
+		case to.scheme == schemeBinary:
+			err = s.addDriver(id, to, [2]bool{to.same(t[1]), to.same(t[2])})
+		default:
+			s.out[i], err = openOutput(to)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w: %w", name, err, errdefs.ErrInvalidArgument)
+		}
+	}
+	return s, nil
+}
+
+func (s *stdio) addDriver(id string, t target, carries [2]bool) error {
+	d, err := s.host.startDriver(id, t, carries)
+	if err != nil {
+		return err
+	}
+	s.drivers = append(s.drivers, d)
+	for i, w := range d.pipes {
+		if w != nil {
+			s.out[i] = w
 		}
 	}
 	return nil
 }
 
-// splitScheme accepts a bare path or a URI with the scheme fifo or file.
-func splitScheme(s string) (scheme, path string, err error) {
-	u, err := url.Parse(s)
-	if err != nil {
-		return "", "", err
-	}
-	switch u.Scheme {
-	case "":
-		return "fifo", s, nil
-	case "fifo", "file":
-		return u.Scheme, u.Path, nil
-	}
-	return "", "", fmt.Errorf("scheme %q of %q: must be fifo or file", u.Scheme, s)
-}
-
-// stdio copies between a process's streams and containerd's pipes. Pipes are
-// held open both ways, so that a client or containerd itself can come and go.
-type stdio struct {
-	streams *agentclient.Stdio
-	pipes   [2]*os.File    // stdout's and stderr's, nil where there is none
-	output  sync.WaitGroup // the copies of stdout and stderr
-	drained chan struct{}  // closed when output has ended
-
-	mu       sync.Mutex
-	stdin    *os.File // guarded by mu; our read end
-	keepOpen *os.File // guarded by mu; our write end of stdin's pipe, until CloseIO
-}
-
-// attach opens the pipes and starts copying.
-func attach(paths stdioPaths, streams *agentclient.Stdio) (*stdio, error) {
-	s := &stdio{streams: streams, drained: make(chan struct{})}
-	out, err := openOutput(paths.stdout, streams.Stdout != nil)
-	if err != nil {
-		return nil, fmt.Errorf("stdout: %w", err)
-	}
-	errf, err := openOutput(paths.stderr, streams.Stderr != nil)
-	if err != nil {
-		closeAll(out)
-		return nil, fmt.Errorf("stderr: %w", err)
-	}
-	if streams.Stdin != nil {
-		if err := s.openStdin(paths.stdin); err != nil {
-			closeAll(out, errf)
-			return nil, fmt.Errorf("stdin: %w", err)
+// ready waits until the log drivers are.
+func (s *stdio) ready(ctx context.Context) error {
+	for _, d := range s.drivers {
+		if err := d.waitReady(ctx); err != nil {
+			return err
 		}
-		go s.copyIn()
 	}
-	s.pipes = [2]*os.File{out, errf}
-	s.copyOut(out, streams.Stdout)
-	s.copyOut(errf, streams.Stderr)
-	go func() { s.output.Wait(); close(s.drained) }()
-	return s, nil
+	return nil
+}
+
+// connect starts copying; the streams are this stdio's from here on. The log
+// drivers are ready.
+func (s *stdio) connect(streams *agentclient.Stdio) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.streams = streams
+	for i, from := range [2]io.ReadCloser{streams.Stdout, streams.Stderr} {
+		if from == nil || s.out[i] == nil {
+			continue
+		}
+		c := newOutCopy(s.out[i], from)
+		s.copies = append(s.copies, c)
+		s.workers.Go(func() {
+			if err := c.run(); err != nil && s.host.log != nil {
+				s.host.log.Warn("output is dropped from here on", "stream", [2]string{"stdout", "stderr"}[i], "error", err)
+			}
+		})
+	}
+	if streams.Stdin != nil && s.stdin != nil {
+		from := s.stdin
+		s.workers.Go(func() { s.copyIn(from, streams.Stdin) })
+	}
 }
 
 func closeAll(files ...*os.File) {
@@ -112,72 +152,6 @@ func closeAll(files ...*os.File) {
 	}
 }
 
-// openOutput opens a pipe for writing without waiting for its reader. Opened
-// both ways, a write never fails for want of one: it waits.
-func openOutput(uri string, wanted bool) (*os.File, error) {
-	if !wanted {
-		return nil, nil
-	}
-	scheme, path, err := splitScheme(uri)
-	if err != nil {
-		return nil, err
-	}
-	if scheme == "file" {
-		return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
-	}
-	return os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
-}
-
-func (s *stdio) openStdin(uri string) error {
-	scheme, path, err := splitScheme(uri)
-	if err != nil {
-		return err
-	}
-	r, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return err
-	}
-	s.stdin = r
-	if scheme == "file" {
-		return nil
-	}
-	if s.keepOpen, err = os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0); err != nil {
-		r.Close()
-		return err
-	}
-	return nil
-}
-
-func (s *stdio) copyOut(to *os.File, from io.ReadCloser) {
-	if from == nil {
-		return
-	}
-	s.output.Add(1)
-	go func() {
-		defer s.output.Done()
-		defer to.Close()
-		defer from.Close()
-		b := copyBuffers.Get().(*[]byte)
-		defer copyBuffers.Put(b)
-		io.CopyBuffer(onlyWriter{to}, from, *b) //nolint:errcheck // the process's end is told elsewhere
-	}()
-}
-
-// onlyWriter hides ReadFrom, which would allocate a buffer of its own.
-type onlyWriter struct{ io.Writer }
-
-// copyIn ends when the pipe does, which CloseIO allows, or when the process has
-// ended and close takes the read end away.
-func (s *stdio) copyIn() {
-	b := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(b)
-	io.CopyBuffer(onlyWriter{s.streams.Stdin}, struct{ io.Reader }{s.stdin}, *b) //nolint:errcheck // the process may end first
-	s.streams.Stdin.Close()
-	s.mu.Lock()
-	closeAll(s.stdin, s.keepOpen)
-	s.mu.Unlock()
-}
-
 // closeStdin lets the process read end of file once the client has closed its
 // end and everything before is read.
 func (s *stdio) closeStdin() {
@@ -186,23 +160,52 @@ func (s *stdio) closeStdin() {
 	closeAll(s.keepOpen)
 }
 
-// drain waits until all output was copied, at most drainTimeout.
-func (s *stdio) drain(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
+// drain waits until everything that an ended process wrote was handed on: until
+// its streams end, or as long as drainQuiet, drainMax and drainBytes allow.
+func (s *stdio) drain(ctx context.Context, exited time.Time) error {
+	ctx, cancel := context.WithDeadline(ctx, laterOf(exited.Add(drainMax), time.Now().Add(drainQuiet)))
 	defer cancel()
-	select {
-	case <-s.drained:
-		return nil
-	case <-ctx.Done():
-		return errors.New("output is still held open after the process has ended")
+	s.mu.Lock()
+	copies := s.copies
+	s.mu.Unlock()
+	for _, c := range copies {
+		c.lastBytes(drainBytes)
 	}
+	var held error
+	for _, c := range copies {
+		if err := c.wait(ctx, exited, drainQuiet); err != nil {
+			held = err
+		}
+	}
+	return held
 }
 
-// close drops what is left: what no client reads would wait in its pipe for ever.
-func (s *stdio) close() {
+func laterOf(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// close drops what is left – what no client reads would wait in its pipe for
+// ever –, and ends the log drivers, which get time for what they have. It returns
+// when no goroutine and no process is left.
+func (s *stdio) close() { s.end(driverEndTimeout) }
+
+// abort is close for a process that does not come to be.
+func (s *stdio) abort() { s.end(0) }
+
+func (s *stdio) end(patience time.Duration) {
 	s.mu.Lock()
 	closeAll(s.stdin, s.keepOpen)
+	streams := s.streams
 	s.mu.Unlock()
-	closeAll(s.pipes[:]...)
-	s.streams.Close()
+	closeAll(s.out[:]...)
+	if streams != nil {
+		streams.Close()
+	}
+	s.workers.Wait()
+	for _, d := range s.drivers {
+		d.end(patience)
+	}
 }

@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/sandbox/agentclient"
@@ -61,8 +60,10 @@ func soon[T any](t *testing.T, what string, f func() T) T {
 
 func attached(t *testing.T, paths stdioPaths, s *streams) *stdio {
 	t.Helper()
-	io, err := attach(paths, &s.Stdio)
+	io, err := (&stdioHost{}).openStdio("c", paths)
 	must(t, err)
+	must(t, io.ready(bounded(t)))
+	io.connect(&s.Stdio)
 	t.Cleanup(io.close)
 	return io
 }
@@ -164,7 +165,7 @@ func TestSlowReader(t *testing.T) {
 	select {
 	case n := <-wrote:
 		t.Fatalf("%d bytes went into a pipe that nobody reads", n)
-	case <-io.drained:
+	case <-io.copies[0].done:
 		t.Fatal("drained although nobody reads")
 	case <-time.After(50 * time.Millisecond): // the test of a wait
 	}
@@ -172,7 +173,7 @@ func TestSlowReader(t *testing.T) {
 	if got := readN(t, out, total); got != strings.Repeat("z", total) {
 		t.Errorf("%d bytes", len(got))
 	}
-	must(t, io.drain(bounded(t)))
+	must(t, io.drain(bounded(t), time.Now()))
 	if n := <-wrote; n != total {
 		t.Errorf("%d bytes written", n)
 	}
@@ -187,11 +188,11 @@ func TestDrainIsBounded(t *testing.T) {
 	io := attached(t, paths, s)
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
-	if err := io.drain(ctx); err == nil || !strings.Contains(err.Error(), "held open") {
+	if err := io.drain(ctx, time.Now()); err == nil || !strings.Contains(err.Error(), "held open") {
 		t.Errorf("%v", err)
 	}
 	io.close()
-	soon(t, "the copies' end", func() error { return io.drain(context.Background()) })
+	soon(t, "the copies' end", func() error { return io.drain(context.Background(), time.Now()) })
 	if _, err := s.stdout.Write([]byte("x")); err == nil {
 		t.Error("the stream is still read after close")
 	}
@@ -204,61 +205,39 @@ func TestCloseWithAFullPipe(t *testing.T) {
 	io := attached(t, paths, s)
 	go func() { _, _ = s.stdout.Write(make([]byte, 1<<20)) }()
 	select {
-	case <-io.drained:
+	case <-io.copies[0].done:
 		t.Fatal("drained although nobody reads")
 	case <-time.After(50 * time.Millisecond): // the pipe fills
 	}
 	s.stderr.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
-	if io.drain(ctx) == nil {
+	if io.drain(ctx, time.Now()) == nil {
 		t.Error("drained")
 	}
 	io.close()
-	soon(t, "the copies' end", func() error { <-io.drained; return nil })
+	soon(t, "the copies' end", func() error { <-io.copies[0].done; return nil })
 }
 
 func TestOnlyTheWantedPipes(t *testing.T) {
 	paths, s := fifos(t), newStreams()
 	paths.stdin, paths.stderr, paths.terminal = "", "", true
-	if w := (stdioPaths{stdin: "a", stdout: "b", stderr: "c", terminal: true}).wants(); w != (agentclient.StdioWants{Stdin: true, Stdout: true}) {
-		t.Errorf("a terminal wants %+v", w)
-	}
-	if w := paths.wants(); w != (agentclient.StdioWants{Stdout: true}) {
-		t.Errorf("wants %+v", w)
-	}
 	s.Stdio.Stdin, s.Stdio.Stderr = nil, nil
 	io := attached(t, paths, s)
 	s.stdout.Close()
-	must(t, io.drain(bounded(t)))
+	must(t, io.drain(bounded(t), time.Now()))
 	io.closeStdin()
 }
 
 func TestAttachFailures(t *testing.T) {
 	for _, missing := range []string{"stdin", "stdout", "stderr"} {
-		paths, s := fifos(t), newStreams()
+		paths := fifos(t)
 		path := map[string]*string{"stdin": &paths.stdin, "stdout": &paths.stdout, "stderr": &paths.stderr}[missing]
 		*path = "/nonexistent/fifo"
-		if _, err := attach(paths, &s.Stdio); !errors.Is(err, os.ErrNotExist) || !strings.HasPrefix(err.Error(), missing) {
+		if _, err := (&stdioHost{}).openStdio("c", paths); !errors.Is(err, os.ErrNotExist) || !strings.HasPrefix(err.Error(), missing) {
 			t.Errorf("%s: %v", missing, err)
 		}
 	}
-}
-
-func TestSchemes(t *testing.T) {
-	for in, want := range map[string][2]string{
-		"/run/fifo/in": {"fifo", "/run/fifo/in"}, "fifo:///run/in": {"fifo", "/run/in"}, "file:///var/log/x": {"file", "/var/log/x"},
-	} {
-		if s, p, err := splitScheme(in); err != nil || s != want[0] || p != want[1] {
-			t.Errorf("%q: %q %q %v", in, s, p, err)
-		}
-	}
-	for name, p := range map[string]stdioPaths{"stdin": {stdin: "binary:///bin/logger"}, "stdout": {stdout: "tcp://x"}, "stderr": {stderr: ":bad"}} {
-		if err := p.check(); !errdefs.IsInvalidArgument(err) || !strings.HasPrefix(err.Error(), name) {
-			t.Errorf("%+v: %v", p, err)
-		}
-	}
-	must(t, (stdioPaths{stdin: "/a", stdout: "file:///b"}).check())
 }
 
 // Output may go to a file, which is appended to.
@@ -271,7 +250,7 @@ func TestFileOutput(t *testing.T) {
 	_, err := s.stdout.Write([]byte("new"))
 	must(t, err)
 	s.stdout.Close()
-	must(t, io.drain(bounded(t)))
+	must(t, io.drain(bounded(t), time.Now()))
 	if got, err := os.ReadFile(path); err != nil || string(got) != "old new" {
 		t.Errorf("%q, %v", got, err)
 	}

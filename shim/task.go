@@ -41,21 +41,28 @@ func (s *service) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.
 	if spec.Process != nil {
 		spec.Process.Terminal = r.Terminal
 	}
+	io, err := s.stdio.openStdio(r.ID, paths)
+	if err != nil {
+		return nil, err
+	}
 	c, err := s.sb.CreateContainer(ctx, sandbox.ContainerConfig{
 		ID: r.ID, Bundle: r.Bundle, Spec: spec, Rootfs: rootfsMounts(r), Stdio: paths.wants(),
 	})
 	if err != nil {
+		io.abort()
 		s.log.Error("create", "container", r.ID, "error", err)
 		return nil, err
 	}
-	p := &procState{p: c.Init(), paths: paths}
-	t := &taskState{c: c, bundle: r.Bundle, pid: uint32(s.sb.PID()), procs: map[string]*procState{"": p}}
-	if err := p.attach(); err != nil {
+	if err := io.ready(ctx); err != nil { // it had the time of the machine's start
+		io.abort()
 		if derr := c.Delete(ctx); derr != nil {
 			s.log.Error("undo create", "container", r.ID, "error", derr)
 		}
 		return nil, err
 	}
+	p := &procState{p: c.Init(), paths: paths}
+	t := &taskState{c: c, bundle: r.Bundle, pid: uint32(s.sb.PID()), procs: map[string]*procState{"": p}}
+	p.attach(io)
 	s.mu.Lock()
 	s.tasks[r.ID] = t
 	s.mu.Unlock()
@@ -90,12 +97,18 @@ func (s *service) Start(ctx context.Context, r *task.StartRequest) (*task.StartR
 		s.pub.publish(topicStart, &events.TaskStart{ContainerID: r.ID, Pid: t.pid})
 		return &task.StartResponse{Pid: t.pid}, nil
 	}
-	if err := t.c.StartExec(ctx, p.p); err != nil {
+	io, err := s.stdio.openStdio(r.ExecID, p.paths)
+	if err != nil {
 		return nil, err
 	}
-	if err := p.attach(); err != nil {
+	if err = io.ready(ctx); err == nil {
+		err = t.c.StartExec(ctx, p.p)
+	}
+	if err != nil {
+		io.abort()
 		return nil, err
 	}
+	p.attach(io)
 	s.pub.publish(topicExecStarted, &events.TaskExecStarted{ContainerID: r.ID, ExecID: r.ExecID, Pid: t.pid})
 	s.watch(t, p)
 	return &task.StartResponse{Pid: t.pid}, nil

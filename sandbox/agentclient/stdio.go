@@ -84,10 +84,11 @@ func (s *Stdio) Ports() (stdin, stdout, stderr uint32) { return s.ports[0], s.po
 
 // Close drops all streams at once.
 func (s *Stdio) Close() {
-	if in, ok := s.Stdin.(stdinConn); ok {
+	switch in := s.Stdin.(type) {
+	case stdinConn:
 		in.Conn.Close()
-	} else if s.Stdin != nil {
-		s.Stdin.Close()
+	case pollWriter:
+		in.cancel() // a Write that waits must not be waited for
 	}
 	for _, r := range []io.ReadCloser{s.Stdout, s.Stderr} {
 		if r != nil {

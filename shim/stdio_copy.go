@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package shim
+
+import (
+	"context"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// copyBuffer is the size of one copy between a stream and a pipe.
+const copyBuffer = 128 << 10
+
+var copyBuffers = sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }}
+
+// outCopy copies one output stream.
+type outCopy struct {
+	to   io.WriteCloser
+	from io.ReadCloser
+
+	moved atomic.Int64 // bytes written to to
+	limit atomic.Int64 // done is closed when so many were moved, 0 for no limit
+	last  atomic.Int64 // when that was last, nanoseconds since began
+	began time.Time
+
+	once  sync.Once
+	done  chan struct{} // closed at the end, or at the limit
+	ended atomic.Bool   // it was the end
+}
+
+func newOutCopy(to io.WriteCloser, from io.ReadCloser) *outCopy {
+	return &outCopy{to: to, from: from, began: time.Now(), done: make(chan struct{})}
+}
+
+// run copies until the stream ends, and returns why it could not be written on.
+// The stream is closed then: the guest goes on reading what it drops, so that the
+// process is not stopped by a file system that is full.
+func (c *outCopy) run() error {
+	b := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(b)
+	defer c.finish()
+	for {
+		n, err := c.from.Read(*b)
+		if n > 0 {
+			if _, werr := c.to.Write((*b)[:n]); werr != nil {
+				return werr
+			}
+			c.count(n)
+		}
+		if err != nil {
+			return nil // the end; a machine's end is told elsewhere
+		}
+	}
+}
+
+func (c *outCopy) finish() {
+	c.to.Close()
+	c.from.Close()
+	c.ended.Store(true)
+	c.once.Do(func() { close(c.done) })
+}
+
+func (c *outCopy) count(n int) {
+	c.last.Store(int64(time.Since(c.began)))
+	moved := c.moved.Add(int64(n))
+	if limit := c.limit.Load(); limit > 0 && moved >= limit {
+		c.once.Do(func() { close(c.done) })
+	}
+}
+
+// lastBytes says that only n more bytes are of interest.
+func (c *outCopy) lastBytes(n int64) { c.limit.CompareAndSwap(0, c.moved.Load()+n) }
+
+// wait returns when the copy is done, with an error when it is not because
+// nothing has moved for as long as quiet, counted from the exit at the earliest.
+func (c *outCopy) wait(ctx context.Context, exited time.Time, quiet time.Duration) error {
+	timer := time.NewTimer(time.Until(c.silent(exited, quiet)))
+	defer timer.Stop()
+	for {
+		select {
+		case <-c.done:
+			if !c.ended.Load() {
+				return errHeldOpen
+			}
+			return nil
+		case <-ctx.Done():
+			return errHeldOpen
+		case <-timer.C:
+			left := time.Until(c.silent(exited, quiet))
+			if left <= 0 {
+				return errHeldOpen
+			}
+			timer.Reset(left)
+		}
+	}
+}
+
+// silent is when the copy will have been quiet for long enough.
+func (c *outCopy) silent(exited time.Time, quiet time.Duration) time.Time {
+	return laterOf(exited, c.began.Add(time.Duration(c.last.Load()))).Add(quiet)
+}
+
+// copyIn ends when the pipe does, which CloseIO allows, or when the process has
+// ended: the stream fails then, or close takes the read end away.
+func (s *stdio) copyIn(from *os.File, to io.WriteCloser) {
+	b := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(b)
+	// The wrappers hide ReadFrom and WriteTo, which would allocate buffers of their own.
+	io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, *b) //nolint:errcheck // the process may end first
+	to.Close()
+	s.mu.Lock()
+	closeAll(s.stdin, s.keepOpen)
+	s.mu.Unlock()
+}
