@@ -245,17 +245,6 @@ func testExec(t *testing.T, g *guest) {
 	if code := b.wait("e1"); code != 5 {
 		t.Errorf("status %d", code)
 	}
-	d, err := g.GetDiagnosticData(bounded(t), &agentpb.GetDiagnosticDataRequest{LogType: "pids", ContainerId: b.id})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var pids []struct {
-		PID    int    `json:"pid"`
-		ExecID string `json:"exec_id"`
-	}
-	if err := json.Unmarshal([]byte(d.Data), &pids); err != nil || len(pids) != 1 || pids[0].ExecID != b.id || pids[0].PID < 2 {
-		t.Errorf("pids %s: %v", d.Data, err)
-	}
 }
 
 func testExecLatency(t *testing.T, g *guest) {

@@ -61,11 +61,13 @@ const (
 	ParamLaunchTimeout = "agent.launch_process_timeout"
 )
 
-// FeatureReadyDial and FeatureStdioStreams are announced in
-// AgentDetails.extra_features by an agent that has them.
+// Features are announced in AgentDetails.extra_features by an agent that has them.
 const (
 	FeatureReadyDial    = "ready-dial"
 	FeatureStdioStreams = "stdio-streams"
+	// FeaturePIDs says that CreateContainer and ExecProcess answer the process's
+	// number in the guest.
+	FeaturePIDs = "pids"
 )
 
 // Guest paths (agent-protocol facts, part F).

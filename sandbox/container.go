@@ -4,7 +4,6 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -177,7 +176,7 @@ func (c *Container) create(ctx context.Context, spec *specs.Spec) error {
 		return err
 	}
 	in, out, errp := stdio.Ports()
-	_, err = m.agent.CreateContainer(ctx, &agentpb.CreateContainerRequest{
+	resp, err := m.agent.CreateContainer(ctx, &agentpb.CreateContainerRequest{
 		ContainerId: c.id, ExecId: c.id, OCI: wireSpec(spec), SandboxPidns: sharesPIDNamespace(c.spec),
 		StdinPort: in, StdoutPort: out, StderrPort: errp,
 	})
@@ -185,10 +184,10 @@ func (c *Container) create(ctx context.Context, spec *specs.Spec) error {
 		stdio.Close()
 		return m.agent.Err(err)
 	}
-	c.init.mu.Lock()
-	c.init.stdio = stdio
-	c.init.mu.Unlock()
-	m.workers.Go(func() { c.init.wait(m) })
+	c.init.made(stdio, resp.GetPid())
+	if !m.work(func() { c.init.wait(m) }) {
+		return fmt.Errorf("%w while the container was created", ErrStopped)
+	}
 	return nil
 }
 
@@ -260,9 +259,9 @@ func (c *Container) Start(ctx context.Context) error {
 	}
 	c.s.o.Log.Info("container started", append([]any{"container", c.id}, c.timings.pairs...)...)
 	m.watchOnce.Do(func() { // not before: the first start is not to wait for it
-		m.workers.Go(m.copyGuestLog)
+		m.work(m.copyGuestLog)
 		if told := c.s.o.OOM; told != nil {
-			m.workers.Go(func() { m.watchOOM(told) })
+			m.work(func() { m.watchOOM(told) })
 		}
 	})
 	return nil
@@ -270,8 +269,8 @@ func (c *Container) Start(ctx context.Context) error {
 
 // Exec adds a process, which StartExec runs.
 func (c *Container) Exec(id string, spec *specs.Process, wants agentclient.StdioWants) (*Process, error) {
-	if s := c.init.State(); s != Running && s != Paused {
-		return nil, fmt.Errorf("container %s is %s, exec needs it running: %w", c.id, s, errdefs.ErrFailedPrecondition)
+	if err := c.takesExec(); err != nil {
+		return nil, err
 	}
 	p := newProcess(c, id, spec, wants)
 	c.mu.Lock()
@@ -281,6 +280,14 @@ func (c *Container) Exec(id string, spec *specs.Process, wants agentclient.Stdio
 	}
 	c.execs[id] = p
 	return p, nil
+}
+
+// takesExec tells whether a process can be added now. A paused one would hang.
+func (c *Container) takesExec() error {
+	if s := c.init.State(); s != Created && s != Running {
+		return fmt.Errorf("container %s is %s, exec needs it created or running: %w", c.id, s, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 // StartExec runs a process that Exec added.
@@ -336,33 +343,6 @@ func (c *Container) freeze(to State, call func(*machine) error) error {
 	return nil
 }
 
-// Pids are the container's processes as numbered by the guest, with the exec id
-// of those that Exec started.
-func (c *Container) Pids(ctx context.Context) ([]GuestProcess, error) {
-	m, err := c.s.running()
-	if err != nil {
-		return nil, err
-	}
-	resp, err := m.agent.GetDiagnosticData(ctx, &agentpb.GetDiagnosticDataRequest{LogType: diagnosticPids, ContainerId: c.id})
-	if err != nil {
-		return nil, m.agent.Err(err)
-	}
-	var out []GuestProcess
-	if err := json.Unmarshal([]byte(resp.Data), &out); err != nil {
-		return nil, fmt.Errorf("pids of container %s: %w", c.id, err)
-	}
-	return out, nil
-}
-
-// diagnosticPids is the log_type by which our agent lists processes.
-const diagnosticPids = "pids"
-
-// GuestProcess is one process of a container.
-type GuestProcess struct {
-	PID    uint32 `json:"pid"`
-	ExecID string `json:"exec_id"`
-}
-
 // Stats are a container's cgroup and network counters, in the protocol's form.
 type Stats = agentpb.StatsContainerResponse
 
@@ -381,6 +361,9 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	m, err := c.s.running()
 	if err != nil {
 		return err
+	}
+	if s := c.init.State(); s == Stopped || s == Deleted {
+		return fmt.Errorf("container %s is %s, update needs it live: %w", c.id, s, errdefs.ErrFailedPrecondition)
 	}
 	g := guestLinux(&specs.Linux{Resources: r}, false)
 	_, err = m.agent.UpdateContainer(ctx, &agentpb.UpdateContainerRequest{ContainerId: c.id, Resources: wireResources(g.Resources)})

@@ -66,7 +66,7 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 		return m, &hypervisor.StartError{Phase: "boot", Err: err, Console: vm.Info().ConsoleTail()}
 	}
 	t.mark("t_boot")
-	m.workers.Go(func() { m.agent.Wait(m.ctx) })
+	m.work(func() { m.agent.Wait(m.ctx) })
 	if err := s.createInGuest(ctx, m, pod); err != nil {
 		return m, err
 	}
@@ -140,20 +140,8 @@ func (s *Sandbox) createInGuest(ctx context.Context, m *machine, pod PodConfig) 
 	if _, err := m.agent.CreateSandbox(ctx, req); err != nil {
 		return fmt.Errorf("create sandbox in the guest: %w", m.agent.Err(err))
 	}
-	m.workers.Go(m.setClock)
+	m.work(m.keepClock)
 	return nil
-}
-
-// setClock gives the guest the host's time, beside other work; its own clock
-// starts at whole seconds.
-func (m *machine) setClock() {
-	now := time.Now()
-	ctx, cancel := context.WithTimeout(m.ctx, 10*time.Second)
-	defer cancel()
-	_, err := m.agent.SetGuestDateTime(ctx, &agentpb.SetGuestDateTimeRequest{Sec: now.Unix(), Usec: int64(now.Nanosecond() / 1000)})
-	if err != nil && m.ctx.Err() == nil {
-		m.log.Warn("set the guest's clock", "error", m.agent.Err(err))
-	}
 }
 
 // kernelModule parses "name parameter…".

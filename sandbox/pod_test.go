@@ -84,19 +84,18 @@ func TestStates(t *testing.T) {
 		"resize": func(c *Container) error { return c.Init().Resize(ctx, 80, 25) }, // it has no terminal
 		"update": func(c *Container) error { return c.Update(ctx, &specs.LinuxResources{}) },
 		"stats":  func(c *Container) error { _, err := c.Stats(ctx); return err },
-		"pids":   func(c *Container) error { _, err := c.Pids(ctx); return err },
 		"delete": func(c *Container) error { return c.Delete(ctx) },
 	}
 	p := newPod(t)
 	for state, want := range map[string]map[string]kind{
-		"created": {"start": nil, "exec": precondition, "pause": precondition, "resume": precondition, "signal": nil,
-			"resize": precondition, "update": nil, "stats": nil, "pids": nil, "delete": nil},
+		"created": {"start": nil, "exec": nil, "pause": precondition, "resume": precondition, "signal": nil,
+			"resize": precondition, "update": nil, "stats": nil, "delete": nil},
 		"running": {"start": precondition, "exec": nil, "pause": nil, "resume": precondition, "signal": nil,
-			"resize": precondition, "update": nil, "stats": nil, "pids": nil, "delete": precondition},
-		"paused": {"start": precondition, "exec": nil, "pause": precondition, "resume": nil, "signal": nil,
-			"resize": precondition, "update": nil, "stats": nil, "pids": nil, "delete": precondition},
+			"resize": precondition, "update": nil, "stats": nil, "delete": precondition},
+		"paused": {"start": precondition, "exec": precondition, "pause": precondition, "resume": nil, "signal": nil,
+			"resize": precondition, "update": nil, "stats": nil, "delete": precondition},
 		"stopped": {"start": precondition, "exec": precondition, "pause": precondition, "resume": precondition, "signal": missing,
-			"resize": precondition, "update": nil, "stats": nil, "pids": nil, "delete": nil},
+			"resize": precondition, "update": precondition, "stats": nil, "delete": nil},
 	} {
 		for name, op := range ops {
 			c := p.create(state+"-"+name, "sleep")
@@ -259,18 +258,16 @@ func TestResize(t *testing.T) {
 	}
 }
 
-func TestPidsAndStats(t *testing.T) {
+func TestGuestPIDsAndStats(t *testing.T) {
 	p := newPod(t)
 	c := p.start("c1", "sleep")
-	must(t, c.StartExec(bounded(t), p.exec(c, "e1", "sleep")))
-	pids, err := c.Pids(bounded(t))
-	must(t, err)
-	var execs []string
-	for _, x := range pids {
-		execs = append(execs, x.ExecID)
+	e := p.exec(c, "e1", "sleep")
+	if pid := e.GuestPID(); pid != 0 {
+		t.Errorf("an exec that has not started is process %d", pid)
 	}
-	if slices.Sort(execs); !slices.Equal(execs, []string{"", "e1"}) {
-		t.Errorf("pids %+v", pids)
+	must(t, c.StartExec(bounded(t), e))
+	if a, b := c.Init().GuestPID(), e.GuestPID(); a == 0 || b == 0 || a == b {
+		t.Errorf("processes %d and %d", a, b)
 	}
 	s, err := c.Stats(bounded(t))
 	must(t, err)

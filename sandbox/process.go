@@ -43,6 +43,7 @@ type Process struct {
 	state State              // guarded by mu
 	exit  Exit               // guarded by mu; valid once done is closed
 	stdio *agentclient.Stdio // guarded by mu; nil until the guest has the process
+	pid   uint32             // guarded by mu; its number in the guest, 0 if that is not known
 }
 
 func newProcess(c *Container, id string, spec *specs.Process, wants agentclient.StdioWants) *Process {
@@ -60,6 +61,21 @@ func (p *Process) Stdio() *agentclient.Stdio {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.stdio
+}
+
+// GuestPID is the process's number in the guest, 0 before the guest has the
+// process and with an agent that does not tell (see protocols.FeaturePIDs).
+func (p *Process) GuestPID() uint32 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pid
+}
+
+// made records what the guest has made of the process.
+func (p *Process) made(stdio *agentclient.Stdio, pid uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stdio, p.pid = stdio, pid
 }
 
 // State of the process.
@@ -144,6 +160,9 @@ func (p *Process) Resize(ctx context.Context, width, height uint32) error {
 	if !p.spec.Terminal {
 		return fmt.Errorf("process %s has no terminal: %w", p.id, errdefs.ErrFailedPrecondition)
 	}
+	if state := p.State(); state == Stopped || state == Deleted {
+		return fmt.Errorf("process %s is %s and has no terminal any more: %w", p.id, state, errdefs.ErrFailedPrecondition)
+	}
 	if p.Stdio() == nil { // an exec that has not started: its terminal begins with this size
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -161,6 +180,9 @@ func (p *Process) Resize(ctx context.Context, width, height uint32) error {
 // startExec runs an added process.
 func (p *Process) startExec(ctx context.Context) error {
 	m, err := p.c.s.running()
+	if err == nil {
+		err = p.c.takesExec()
+	}
 	if err != nil {
 		p.ended(neverRanStatus)
 		return err
@@ -172,7 +194,9 @@ func (p *Process) startExec(ctx context.Context) error {
 		p.ended(neverRanStatus)
 		return err
 	}
-	m.workers.Go(func() { p.wait(m) })
+	if !m.work(func() { p.wait(m) }) {
+		p.ended(killedStatus) // the machine has ended meanwhile
+	}
 	return nil
 }
 
@@ -182,15 +206,13 @@ func (p *Process) launch(ctx context.Context, m *machine) error {
 		return err
 	}
 	in, out, errp := stdio.Ports()
-	_, err = m.agent.ExecProcess(ctx, &agentpb.ExecProcessRequest{
+	resp, err := m.agent.ExecProcess(ctx, &agentpb.ExecProcessRequest{
 		ContainerId: p.c.id, ExecId: p.id, Process: wireProcess(guestProcess(p.spec)), StdinPort: in, StdoutPort: out, StderrPort: errp,
 	})
 	if err != nil {
 		stdio.Close()
 		return m.agent.Err(err)
 	}
-	p.mu.Lock()
-	p.stdio = stdio
-	p.mu.Unlock()
+	p.made(stdio, resp.GetPid())
 	return nil
 }

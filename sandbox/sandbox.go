@@ -271,6 +271,18 @@ type machine struct {
 
 	mu     sync.Mutex
 	tokens []ledger.Token // guarded by mu; processes in the ledger
+	closed bool           // guarded by mu; no more workers
+}
+
+// work runs f beside, which ends with m.ctx; false says that the machine has
+// ended and f does not run.
+func (m *machine) work(f func()) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.closed {
+		m.workers.Go(f)
+	}
+	return !m.closed
 }
 
 // cause says why the machine ends, nil when it was asked to.
@@ -326,6 +338,9 @@ func (m *machine) release(share *storage.Share) {
 	if m.daemon != nil {
 		m.daemon.Stop()
 	}
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
 	m.workers.Wait()
 	errs := []error{share.Close()}
 	m.mu.Lock()

@@ -99,6 +99,7 @@ func serve(ctx context.Context, d daemonParams, l net.Listener, led *ledger.Ledg
 	svc := newService(sb, pub, log)
 	svc.stdio.namespace = d.Namespace
 	svc.stdio.record = func(name string, pid int) (func(), error) { return recordChild(led, name, pid) }
+	svc.oldStats = d.OldStats
 	server, err := ttrpc.NewServer()
 	if err != nil {
 		return fmt.Errorf("ttrpc server: %w", err)

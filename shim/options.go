@@ -4,7 +4,9 @@ package shim
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -99,13 +101,21 @@ func readSpec(bundle string) (*specs.Spec, error) {
 	path := filepath.Join(bundle, "config.json")
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("specification: %w", err)
+		return nil, fmt.Errorf("specification: %w", missing(err))
 	}
 	var s specs.Spec
 	if err := json.Unmarshal(data, &s); err != nil {
 		return nil, fmt.Errorf("specification %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
 	}
 	return &s, nil
+}
+
+// missing gives what the system says of a file that is not there its kind.
+func missing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+	}
+	return err
 }
 
 // groupOf is the id of the pod that a container belongs to, its own id when it

@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/containerd/containerd/api/events"
@@ -22,8 +24,12 @@ type service struct {
 	log   *slog.Logger
 	stdio *stdioHost
 	done  chan struct{} // closed by Shutdown
-	once  sync.Once
-	exit  sync.WaitGroup // the watchers of processes
+
+	// oldStats makes Stats answer in the form of cgroup v1; set before serving.
+	oldStats bool
+
+	once sync.Once
+	exit sync.WaitGroup // the watchers of processes
 
 	mu    sync.Mutex
 	tasks map[string]*taskState // guarded by mu; container id → its task
@@ -77,6 +83,20 @@ func (s *service) proc(id, exec string) (*taskState, *procState, error) {
 		return t, p, nil
 	}
 	return nil, nil, fmt.Errorf("exec %s in task %s: %w", exec, id, errdefs.ErrNotFound)
+}
+
+// live are the task's first process and the added ones that run, in the order of
+// their exec ids.
+func (t *taskState) live() []*procState {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := []*procState{t.procs[""]}
+	for _, id := range slices.Sorted(maps.Keys(t.procs)) {
+		if p := t.procs[id]; id != "" && p.p.State() == sandbox.Running {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // watch publishes a process's end, after the event of its start if that is under way.

@@ -41,6 +41,7 @@ const (
 type daemonParams struct {
 	Namespace, ID, Group, Key, Bundle, TTRPCAddress, StateDir string
 	Debug                                                     bool
+	OldStats                                                  bool // containerd is 1.6 or older
 	Config                                                    config.LoadOptions
 	Notes                                                     []string
 }
@@ -79,6 +80,7 @@ func start(ctx context.Context, p *params, stdout io.Writer) error {
 		Namespace: p.Namespace, ID: p.ID, Group: group, Bundle: p.Bundle, TTRPCAddress: p.TTRPCAddress,
 		Key:      ledger.Key(filepath.Join(filepath.Dir(p.Bundle), group)),
 		StateDir: cfg.Runtime.StateDir, Debug: p.Debug || cfg.Runtime.EnableDebug, Config: lo, Notes: notes,
+		OldStats: p.form() == bareAddress,
 	}
 	address, err := findOrFork(ctx, d)
 	if err != nil {
@@ -196,15 +198,33 @@ func memoryFile(v any) (*os.File, error) {
 	return f, nil
 }
 
-// answer tells containerd where the daemon listens: protobuf for 2.3 and newer,
-// JSON for those that announce a version (1.7 to 2.2), the bare address for older ones.
+// answerForm is how containerd wants to be told where the daemon listens.
+type answerForm int
+
+const (
+	bareAddress    answerForm = iota // up to 1.6
+	jsonResult                       // 1.7 to 2.2, which announce a version
+	protobufResult                   // 2.3 and newer
+)
+
+func (p *params) form() answerForm {
+	switch {
+	case p.Protobuf:
+		return protobufResult
+	case os.Getenv(envMaxVersion) != "":
+		return jsonResult
+	}
+	return bareAddress
+}
+
+// answer tells containerd where the daemon listens.
 func answer(p *params, address string, w io.Writer) error {
 	var out []byte
 	var err error
-	switch {
-	case p.Protobuf:
+	switch p.form() {
+	case protobufResult:
 		out, err = proto.Marshal(&bootapi.BootstrapResult{Version: 3, Address: address, Protocol: "ttrpc"})
-	case os.Getenv(envMaxVersion) != "":
+	case jsonResult:
 		out, err = json.Marshal(map[string]any{"version": 2, "address": address, "protocol": "ttrpc"})
 	default:
 		out = []byte(address)

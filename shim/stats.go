@@ -3,8 +3,13 @@
 package shim
 
 import (
+	"cmp"
+	"maps"
+	"slices"
+
 	"github.com/containerd/cgroups/v3/cgroup2/stats"
 
+	"github.com/kata-v2/kata/protocols/agentpb"
 	"github.com/kata-v2/kata/sandbox"
 )
 
@@ -27,6 +32,7 @@ func metrics(s *sandbox.Stats) *stats.Metrics {
 	for size, h := range cg.GetHugetlbStats() {
 		m.Hugetlb = append(m.Hugetlb, &stats.HugeTlbStat{Pagesize: size, Current: h.GetUsage(), Max: h.GetMaxUsage(), Failcnt: h.GetFailcnt()})
 	}
+	m.Io = &stats.IOStat{Usage: ioEntries(cg.GetBlkioStats())}
 	for _, n := range s.GetNetworkStats() {
 		m.Network = append(m.Network, &stats.NetworkStat{
 			Name: n.Name, RxBytes: n.RxBytes, RxPackets: n.RxPackets, RxErrors: n.RxErrors, RxDropped: n.RxDropped,
@@ -34,6 +40,31 @@ func metrics(s *sandbox.Stats) *stats.Metrics {
 		})
 	}
 	return m
+}
+
+// ioEntries joins what the protocol has one by one, in the order of the devices' numbers.
+func ioEntries(b *agentpb.BlkioStats) []*stats.IOEntry {
+	type device struct{ major, minor uint64 }
+	of := map[device]*stats.IOEntry{}
+	add := func(from []*agentpb.BlkioStatsEntry, read, write func(*stats.IOEntry) *uint64) {
+		for _, e := range from {
+			d := device{e.Major, e.Minor}
+			if of[d] == nil {
+				of[d] = &stats.IOEntry{Major: e.Major, Minor: e.Minor}
+			}
+			switch e.Op {
+			case "Read":
+				*read(of[d]) += e.Value
+			case "Write":
+				*write(of[d]) += e.Value
+			}
+		}
+	}
+	add(b.GetIoServiceBytesRecursive(), func(e *stats.IOEntry) *uint64 { return &e.Rbytes }, func(e *stats.IOEntry) *uint64 { return &e.Wbytes })
+	add(b.GetIoServicedRecursive(), func(e *stats.IOEntry) *uint64 { return &e.Rios }, func(e *stats.IOEntry) *uint64 { return &e.Wios })
+	return slices.SortedFunc(maps.Values(of), func(a, b *stats.IOEntry) int {
+		return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(a.Minor, b.Minor))
+	})
 }
 
 // memory copies the keys of memory.stat (kernel Documentation/admin-guide/cgroup-v2.rst).

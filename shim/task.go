@@ -3,6 +3,7 @@
 package shim
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -11,11 +12,11 @@ import (
 
 	"github.com/containerd/containerd/api/events"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -237,29 +238,27 @@ func status(s sandbox.State) tasktypes.Status {
 	return tasktypes.Status_STOPPED
 }
 
-// Pids lists the container's processes as the guest numbers them. A container
-// that was not deleted never has none: when its processes are gone the task's own
-// stands for them, since containerd throws a task without processes away when it
-// starts again, and its exit status with it (containerd core/runtime/v2/shim_load.go).
-func (s *service) Pids(ctx context.Context, r *task.PidsRequest) (*task.PidsResponse, error) {
+// Pids lists the container's first process and those that Exec added and that
+// run, as the guest numbers them; what they have forked is not known here, and
+// the guest is not asked. A guest whose agent tells no numbers has the task's.
+//
+// The first process is there until the task is deleted: containerd throws a task
+// without processes away when it starts again, and its exit status with it
+// (containerd core/runtime/v2/shim_load.go).
+func (s *service) Pids(_ context.Context, r *task.PidsRequest) (*task.PidsResponse, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
 	}
-	own := &task.PidsResponse{Processes: []*tasktypes.ProcessInfo{{Pid: t.pid}}}
-	if t.c.Init().State() == sandbox.Stopped {
-		return own, nil
-	}
-	pids, err := t.c.Pids(ctx)
-	switch {
-	case errdefs.IsNotFound(err), err == nil && len(pids) == 0: // it has just ended
-		return own, nil
-	case err != nil:
-		return nil, err
-	}
 	resp := &task.PidsResponse{}
-	for _, p := range pids {
-		resp.Processes = append(resp.Processes, &tasktypes.ProcessInfo{Pid: p.PID})
+	for _, p := range t.live() {
+		info := &tasktypes.ProcessInfo{Pid: cmp.Or(p.p.GuestPID(), t.pid)}
+		if p.id != "" {
+			if info.Info, err = typeurl.MarshalAnyToProto(&options.ProcessDetails{ExecID: p.id}); err != nil {
+				return nil, fmt.Errorf("pids: %w", err)
+			}
+		}
+		resp.Processes = append(resp.Processes, info)
 	}
 	return resp, nil
 }
@@ -342,11 +341,15 @@ func (s *service) Stats(ctx context.Context, r *task.StatsRequest) (*task.StatsR
 	if err != nil {
 		return nil, err
 	}
-	a, err := typeurl.MarshalAnyToProto(metrics(st))
+	form := any(metrics(st))
+	if s.oldStats {
+		form = metricsV1(st)
+	}
+	a, err := typeurl.MarshalAnyToProto(form)
 	if err != nil {
 		return nil, fmt.Errorf("stats: %w", err)
 	}
-	return &task.StatsResponse{Stats: &anypb.Any{TypeUrl: a.TypeUrl, Value: a.Value}}, nil
+	return &task.StatsResponse{Stats: a}, nil
 }
 
 // Connect names the shim's and the task's host processes.

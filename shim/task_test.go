@@ -5,6 +5,7 @@ package shim
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -14,12 +15,11 @@ import (
 
 	"github.com/containerd/containerd/api/events"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/kata-v2/kata/sandbox/agentclient/agenttest"
 )
@@ -307,68 +307,44 @@ func TestCreateWithAMissingPipe(t *testing.T) {
 	}
 }
 
-// Every method exists under both names, and errors arrive with their kind.
-func TestErrorsOfEveryMethod(t *testing.T) {
+// Pids needs no guest: it lists what the shim has started, and never nothing.
+func TestPidsNeedNoGuest(t *testing.T) {
 	p := newPod(t)
-	p.create("created", "sleep")
-	p.create("running", "sleep")
-	p.start("running", "")
-	missing, precondition, invalid, exists, not := errdefs.IsNotFound, errdefs.IsFailedPrecondition, errdefs.IsInvalidArgument, errdefs.IsAlreadyExists, errdefs.IsNotImplemented
-	bad := &anypb.Any{TypeUrl: "x", Value: []byte("{")}
-	proc := jsonAny(t, specs.Process{Args: []string{"true"}, Cwd: "/"})
-	for _, c := range []struct {
-		method string
-		req    any
-		resp   any
-		kind   func(error) bool // nil is success
-	}{
-		{"State", &task.StateRequest{ID: "no"}, &task.StateResponse{}, missing},
-		{"State", &task.StateRequest{ID: "running", ExecID: "no"}, &task.StateResponse{}, missing},
-		{"State", &task.StateRequest{ID: "running"}, &task.StateResponse{}, nil},
-		{"Create", &task.CreateTaskRequest{ID: "created", Bundle: p.bundle("created", "true")}, &task.CreateTaskResponse{}, exists},
-		{"Create", &task.CreateTaskRequest{ID: "x", Bundle: p.bundle("x", "true"), Checkpoint: "/c"}, &task.CreateTaskResponse{}, not},
-		{"Create", &task.CreateTaskRequest{ID: "x", Bundle: p.bundle("x", "true"), Stdout: "binary:///x"}, &task.CreateTaskResponse{}, invalid},
-		{"Create", &task.CreateTaskRequest{ID: "x", Bundle: p.bundle("x")}, &task.CreateTaskResponse{}, invalid},
-		{"Create", &task.CreateTaskRequest{ID: "x", Bundle: p.bundle("x", "no-such-program")}, &task.CreateTaskResponse{}, invalid},
-		{"Start", &task.StartRequest{ID: "no"}, &task.StartResponse{}, missing},
-		{"Start", &task.StartRequest{ID: "running"}, &task.StartResponse{}, precondition},
-		{"Delete", &task.DeleteRequest{ID: "no"}, &task.DeleteResponse{}, missing},
-		{"Delete", &task.DeleteRequest{ID: "running"}, &task.DeleteResponse{}, precondition},
-		{"Pids", &task.PidsRequest{ID: "no"}, &task.PidsResponse{}, missing},
-		{"Pids", &task.PidsRequest{ID: "running"}, &task.PidsResponse{}, nil},
-		{"Pause", &task.PauseRequest{ID: "no"}, &emptypb.Empty{}, missing},
-		{"Pause", &task.PauseRequest{ID: "created"}, &emptypb.Empty{}, precondition},
-		{"Resume", &task.ResumeRequest{ID: "no"}, &emptypb.Empty{}, missing},
-		{"Resume", &task.ResumeRequest{ID: "running"}, &emptypb.Empty{}, precondition},
-		{"Checkpoint", &task.CheckpointTaskRequest{ID: "no"}, &emptypb.Empty{}, missing},
-		{"Checkpoint", &task.CheckpointTaskRequest{ID: "running"}, &emptypb.Empty{}, not},
-		{"Kill", &task.KillRequest{ID: "no", Signal: 9}, &emptypb.Empty{}, missing},
-		{"Exec", &task.ExecProcessRequest{ID: "no", Spec: proc}, &emptypb.Empty{}, missing},
-		{"Exec", &task.ExecProcessRequest{ID: "running", ExecID: "e", Spec: bad}, &emptypb.Empty{}, invalid},
-		{"Exec", &task.ExecProcessRequest{ID: "running", ExecID: "e", Spec: jsonAny(t, specs.Process{})}, &emptypb.Empty{}, invalid},
-		{"Exec", &task.ExecProcessRequest{ID: "running", ExecID: "e", Spec: proc, Stdin: "tcp://x"}, &emptypb.Empty{}, invalid},
-		{"Exec", &task.ExecProcessRequest{ID: "created", ExecID: "e", Spec: proc}, &emptypb.Empty{}, precondition},
-		{"ResizePty", &task.ResizePtyRequest{ID: "no"}, &emptypb.Empty{}, missing},
-		{"ResizePty", &task.ResizePtyRequest{ID: "running", Width: 80, Height: 25}, &emptypb.Empty{}, precondition},
-		{"CloseIO", &task.CloseIORequest{ID: "no", Stdin: true}, &emptypb.Empty{}, missing},
-		{"Update", &task.UpdateTaskRequest{ID: "no"}, &emptypb.Empty{}, missing},
-		{"Update", &task.UpdateTaskRequest{ID: "running", Resources: bad}, &emptypb.Empty{}, invalid},
-		{"Update", &task.UpdateTaskRequest{ID: "running", Resources: jsonAny(t, specs.LinuxResources{})}, &emptypb.Empty{}, nil},
-		{"Wait", &task.WaitRequest{ID: "no"}, &task.WaitResponse{}, missing},
-		{"Stats", &task.StatsRequest{ID: "no"}, &task.StatsResponse{}, missing},
-		{"Stats", &task.StatsRequest{ID: "running"}, &task.StatsResponse{}, nil},
-		{"Connect", &task.ConnectRequest{ID: "no"}, &task.ConnectResponse{}, nil},
-		{"Shutdown", &task.ShutdownRequest{ID: "running"}, &emptypb.Empty{}, nil},
-	} {
-		for _, service := range []string{taskV2, taskV3} {
-			err := p.call(service, c.method, c.req, c.resp)
-			if c.kind == nil && err != nil || c.kind != nil && !c.kind(err) {
-				t.Errorf("%s/%s %v: %v", service, c.method, c.req, err)
+	c := p.create("c1", "sleep")
+	p.start("c1", "")
+	p.exec("c1", "e1", stdioPaths{}, "sleep")
+	p.exec("c1", "e2", stdioPaths{}, "sleep")
+	p.start("c1", "e2")
+	list := func() (out []string) {
+		t.Helper()
+		r, err := p.tasks().Pids(bounded(t), &task.PidsRequest{ID: "c1"})
+		must(t, err)
+		for _, x := range r.Processes {
+			exec := ""
+			if x.Info != nil {
+				v, err := typeurl.UnmarshalAny(x.Info)
+				must(t, err)
+				exec = " " + v.(*options.ProcessDetails).ExecID
 			}
+			out = append(out, fmt.Sprint(x.Pid)+exec)
 		}
+		return out
 	}
-	if err := p.call(taskV3, "NoSuchMethod", &emptypb.Empty{}, &emptypb.Empty{}); !errdefs.IsNotImplemented(err) {
-		t.Errorf("unknown method: %v", err)
+	before := len(p.agent.Calls())
+	if got, want := list(), []string{"11", "12 e2"}; !slices.Equal(got, want) { // e1 has not started
+		t.Errorf("processes %q; want %q", got, want)
+	}
+	p.state("c1", "")
+	_, err := p.tasks().Connect(bounded(t), &task.ConnectRequest{ID: "c1"})
+	must(t, err)
+	if after := p.agent.Calls(); len(after) != before {
+		t.Errorf("the guest was asked: %q", after[before:])
+	}
+	must(t, syscall.Kill(int(c.Pid), syscall.SIGKILL))
+	p.wait("c1", "")
+	p.wait("c1", "e2")
+	if got, want := list(), []string{"11"}; !slices.Equal(got, want) {
+		t.Errorf("processes of an ended task %q; want %q", got, want)
 	}
 }
 

@@ -142,57 +142,57 @@ func (c *Container) Start(ctx context.Context) error {
 }
 
 // Exec runs one more process, under the name execID.
-func (c *Container) Exec(ctx context.Context, execID string, p *agentpb.Process, ports Ports) error {
+func (c *Container) Exec(ctx context.Context, execID string, p *agentpb.Process, ports Ports) (*Process, error) {
 	if execID == "" || execID == c.ID {
-		return fault.New(fault.InvalidArgument, "exec_id %q: want one that is not the container's", execID)
+		return nil, fault.New(fault.InvalidArgument, "exec_id %q: want one that is not the container's", execID)
 	}
 	spec, err := ocispec.Process(p)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	name, err := c.reserve(execID)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer c.launches.Done()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(c.open, cancel) // removal does not wait for a slow launch
 	defer stop()
-	if err := c.execAs(ctx, execID, name, spec, ports); err != nil {
+	pr, err := c.execAs(ctx, execID, name, spec, ports)
+	if err != nil {
 		c.mu.Lock()
 		delete(c.execs, execID)
 		c.mu.Unlock()
-		return err
 	}
-	return nil
+	return pr, err
 }
 
-func (c *Container) execAs(ctx context.Context, execID, name string, spec *specs.Process, ports Ports) error {
+func (c *Container) execAs(ctx context.Context, execID, name string, spec *specs.Process, ports Ports) (made *Process, err error) {
 	set, err := c.pod.openStreams(ctx, ports, spec.Terminal)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	ep, err := c.launch(ctx, engine.Exec{ID: c.ID, Bundle: c.bundle, Name: name, Spec: spec, Stdio: set.Child()})
 	if err != nil {
 		set.Abort()
-		return err
+		return nil, err
 	}
 	c.adopt(execID, ep, set, func(pr *Process) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.execs[execID] = pr
+		c.execs[execID], made = pr, pr
 	})
-	return nil
+	return made, nil
 }
 
-// reserve takes the name execID in a running container, and a place among the
+// reserve takes the name execID in a live container, and a place among the
 // launches, so that removal waits for this call. It answers a file name.
 func (c *Container) reserve(execID string) (string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.state != Running {
-		return "", fault.New(fault.FailedPrecondition, "container %s is %v: exec wants it running", c.ID, c.state)
+	if c.state != Created && c.state != Running {
+		return "", fault.New(fault.FailedPrecondition, "container %s is %v: exec wants it created or running", c.ID, c.state)
 	}
 	if _, taken := c.execs[execID]; taken {
 		return "", fault.New(fault.AlreadyExists, "container %s has a process %q already", c.ID, execID)
@@ -301,31 +301,3 @@ func (c *Container) Update(r *agentpb.LinuxResources) error {
 
 // Stats reads the counters of the container's cgroup.
 func (c *Container) Stats() (*agentpb.CgroupStats, error) { return c.group.Stats() }
-
-// PID is one process of a container as the guest sees it.
-type PID struct {
-	PID    int    `json:"pid"`
-	ExecID string `json:"exec_id"`
-}
-
-// PIDs lists the container's processes. ExecID is the container's id for the
-// init, the exec's for the first process of one, and empty for their descendants.
-func (c *Container) PIDs() ([]PID, error) {
-	pids, err := c.group.Procs()
-	if err != nil {
-		return nil, err
-	}
-	names := map[int]string{c.init.PID(): c.ID}
-	c.mu.Lock()
-	for id, pr := range c.execs {
-		if pr != nil {
-			names[pr.PID()] = id
-		}
-	}
-	c.mu.Unlock()
-	out := make([]PID, 0, len(pids))
-	for _, pid := range pids {
-		out = append(out, PID{PID: pid, ExecID: names[pid]})
-	}
-	return out, nil
-}

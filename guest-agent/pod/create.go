@@ -46,19 +46,19 @@ var reservedIDs = []string{"shared", "sandbox", "virtual-volumes", "image"}
 
 // CreateContainer makes a container whose init waits for Start. On an error
 // nothing of it is left, and its id is free again.
-func (p *Pod) CreateContainer(ctx context.Context, req *agentpb.CreateContainerRequest) error {
+func (p *Pod) CreateContainer(ctx context.Context, req *agentpb.CreateContainerRequest) (*Container, error) {
 	id := req.GetContainerId()
 	if err := validID(id); err != nil {
-		return err
+		return nil, err
 	}
 	for _, r := range reservedIDs {
 		if id == r {
-			return fault.New(fault.InvalidArgument, "container_id %q is reserved", id)
+			return nil, fault.New(fault.InvalidArgument, "container_id %q is reserved", id)
 		}
 	}
 	spec, err := ocispec.Convert(req.OCI)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	p.mu.Lock()
 	_, taken := p.containers[id]
@@ -67,7 +67,7 @@ func (p *Pod) CreateContainer(ctx context.Context, req *agentpb.CreateContainerR
 	}
 	p.mu.Unlock()
 	if taken {
-		return fault.New(fault.AlreadyExists, "container %q exists already", id)
+		return nil, fault.New(fault.AlreadyExists, "container %q exists already", id)
 	}
 	var undo undo
 	c, err := p.create(ctx, req, spec, &undo)
@@ -80,10 +80,10 @@ func (p *Pod) CreateContainer(ctx context.Context, req *agentpb.CreateContainerR
 	defer p.mu.Unlock()
 	if err != nil {
 		delete(p.containers, id)
-		return fmt.Errorf("create container %s: %w", id, err)
+		return nil, fmt.Errorf("create container %s: %w", id, err)
 	}
 	p.containers[id] = c
-	return nil
+	return c, nil
 }
 
 func (p *Pod) create(ctx context.Context, req *agentpb.CreateContainerRequest, spec *specs.Spec, undo *undo) (*Container, error) {

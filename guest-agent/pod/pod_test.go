@@ -196,9 +196,21 @@ func bound(t *testing.T) context.Context {
 	return ctx
 }
 
+func createErr(t *testing.T, p *Pod, req *agentpb.CreateContainerRequest) error {
+	t.Helper()
+	_, err := p.CreateContainer(bound(t), req)
+	return err
+}
+
+func execErr(t *testing.T, c *Container, id string, proc *agentpb.Process, ports Ports) error {
+	t.Helper()
+	_, err := c.Exec(bound(t), id, proc, ports)
+	return err
+}
+
 func run(t *testing.T, p *Pod, id, script string) *Container {
 	t.Helper()
-	if err := p.CreateContainer(bound(t), request(id, script)); err != nil {
+	if err := createErr(t, p, request(id, script)); err != nil {
 		t.Fatal(err)
 	}
 	c, err := p.Container(id)
@@ -249,7 +261,7 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 			vol := t.TempDir() + "/v"
 			req := request("a", "sleep 100")
 			req.Storages = []*agentpb.Storage{{Driver: "local", MountPoint: vol}}
-			if err := p.CreateContainer(bound(t), req); !errors.Is(err, boom) || !strings.Contains(err.Error(), "a") {
+			if err := createErr(t, p, req); !errors.Is(err, boom) || !strings.Contains(err.Error(), "a") {
 				t.Fatalf("got %v", err)
 			}
 			for id, g := range w.groups {
@@ -271,7 +283,7 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 
 func TestWrongState(t *testing.T) {
 	p, w := newPod(t)
-	if err := p.CreateContainer(bound(t), request("a", "sleep 100")); err != nil {
+	if err := createErr(t, p, request("a", "sleep 100")); err != nil {
 		t.Fatal(err)
 	}
 	c, err := p.Container("a")
@@ -285,7 +297,6 @@ func TestWrongState(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	wrong("exec before start", c.Exec(bound(t), "e", proc, Ports{}))
 	wrong("pause before start", c.Pause(bound(t)))
 	w.mu.Lock()
 	w.fail["start"] = errors.New("boom")
@@ -304,18 +315,18 @@ func TestWrongState(t *testing.T) {
 	if err := c.Pause(bound(t)); err != nil {
 		t.Fatal(err)
 	}
-	wrong("exec while paused", c.Exec(bound(t), "e", proc, Ports{}))
+	wrong("exec while paused", execErr(t, c, "e", proc, Ports{}))
 	if err := c.Resume(bound(t)); err != nil {
 		t.Fatal(err)
 	}
-	if fault.KindOf(c.Exec(bound(t), "", proc, Ports{})) != fault.InvalidArgument {
+	if fault.KindOf(execErr(t, c, "", proc, Ports{})) != fault.InvalidArgument {
 		t.Error("exec without a name")
 	}
-	if fault.KindOf(p.CreateContainer(bound(t), request("a", "true"))) != fault.AlreadyExists {
+	if fault.KindOf(createErr(t, p, request("a", "true"))) != fault.AlreadyExists {
 		t.Error("the same id twice")
 	}
 	for _, id := range []string{"", "../x", ".x", "a/b", "shared", "sandbox", "-x"} {
-		if fault.KindOf(p.CreateContainer(bound(t), request(id, "true"))) != fault.InvalidArgument {
+		if fault.KindOf(createErr(t, p, request(id, "true"))) != fault.InvalidArgument {
 			t.Errorf("id %q accepted", id)
 		}
 	}
@@ -324,10 +335,14 @@ func TestWrongState(t *testing.T) {
 func TestExec(t *testing.T) {
 	p, w := newPod(t)
 	c := run(t, p, "a", "sleep 100")
-	if err := c.Exec(bound(t), "e", &agentpb.Process{Args: []string{"exit 4"}}, Ports{}); err != nil {
+	pr, err := c.Exec(bound(t), "e", &agentpb.Process{Args: []string{"exit 4"}}, Ports{})
+	if err != nil {
 		t.Fatal(err)
 	}
-	if fault.KindOf(c.Exec(bound(t), "e2", &agentpb.Process{}, Ports{})) != fault.InvalidArgument {
+	if pr.PID() <= 0 || pr.PID() == c.Init().PID() {
+		t.Errorf("process number %d", pr.PID())
+	}
+	if fault.KindOf(execErr(t, c, "e2", &agentpb.Process{}, Ports{})) != fault.InvalidArgument {
 		t.Error("exec without arguments")
 	}
 	if code, err := c.Wait(bound(t), "e"); code != 4 || err != nil {
@@ -336,7 +351,7 @@ func TestExec(t *testing.T) {
 	w.mu.Lock()
 	w.fail["exec"] = errors.New("boom")
 	w.mu.Unlock()
-	if err := c.Exec(bound(t), "f", &agentpb.Process{Args: []string{"true"}}, Ports{}); err == nil {
+	if err := execErr(t, c, "f", &agentpb.Process{Args: []string{"true"}}, Ports{}); err == nil {
 		t.Error("no error")
 	}
 	c.mu.Lock()
@@ -350,7 +365,7 @@ func TestExec(t *testing.T) {
 func TestRemoveWhileRunning(t *testing.T) {
 	p, _ := newPod(t)
 	c := run(t, p, "a", "sleep 100")
-	if err := c.Exec(bound(t), "e", &agentpb.Process{Args: []string{"sleep 100"}}, Ports{}); err != nil {
+	if err := execErr(t, c, "e", &agentpb.Process{Args: []string{"sleep 100"}}, Ports{}); err != nil {
 		t.Fatal(err)
 	}
 	type result struct {
@@ -379,7 +394,7 @@ func TestExecRacesWithRemoval(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			_ = c.Exec(context.Background(), "e", &agentpb.Process{Args: []string{"sleep 100"}}, Ports{}) // either way is right
+			_, _ = c.Exec(context.Background(), "e", &agentpb.Process{Args: []string{"sleep 100"}}, Ports{}) // either way is right
 		}()
 		if err := p.RemoveContainer(bound(t), "a"); err != nil {
 			t.Fatal(err)
@@ -396,7 +411,7 @@ func TestSharedPID(t *testing.T) {
 	for _, id := range []string{"a", "b"} {
 		req := request(id, "sleep 100")
 		req.SandboxPidns = true
-		if err := p.CreateContainer(bound(t), req); err != nil {
+		if err := createErr(t, p, req); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -409,7 +424,7 @@ func TestSharedPID(t *testing.T) {
 	}
 	req := request("c", "sleep 100")
 	req.SandboxPidns = true
-	if err := p.CreateContainer(bound(t), req); err != nil || path("c") != "" {
+	if err := createErr(t, p, req); err != nil || path("c") != "" {
 		t.Errorf("joined a dead namespace: %q, %v", path("c"), err)
 	}
 }
@@ -446,14 +461,14 @@ func TestGuestSysctlsAndUser(t *testing.T) {
 	p, w := newPod(t)
 	req := request("a", "true")
 	req.OCI.Linux.Sysctl = map[string]string{"net.core.x": "5"}
-	if err := p.CreateContainer(bound(t), req); fault.KindOf(err) != fault.FailedPrecondition {
+	if err := createErr(t, p, req); fault.KindOf(err) != fault.FailedPrecondition {
 		t.Errorf("no such sysctl: %v", err)
 	}
 	if err := os.MkdirAll(filepath.Join(p.cfg.SysctlDir, "net/core"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	req.StringUser = &agentpb.StringUser{Uid: "7", Gid: "8"}
-	if err := p.CreateContainer(bound(t), req); err != nil {
+	if err := createErr(t, p, req); err != nil {
 		t.Fatal(err)
 	}
 	if b, _ := os.ReadFile(filepath.Join(p.cfg.SysctlDir, "net/core/x")); string(b) != "5" {
@@ -464,7 +479,7 @@ func TestGuestSysctlsAndUser(t *testing.T) {
 	}
 	req = request("b", "true")
 	req.StringUser = &agentpb.StringUser{Uid: "root"}
-	if err := p.CreateContainer(bound(t), req); fault.KindOf(err) != fault.InvalidArgument {
+	if err := createErr(t, p, req); fault.KindOf(err) != fault.InvalidArgument {
 		t.Errorf("a name: %v", err)
 	}
 }

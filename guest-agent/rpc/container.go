@@ -4,7 +4,6 @@ package rpc
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"time"
 
@@ -17,8 +16,12 @@ import (
 )
 
 // CreateContainer makes a container whose init waits for StartContainer.
-func (s *Service) CreateContainer(ctx context.Context, req *agentpb.CreateContainerRequest) (*emptypb.Empty, error) {
-	return empty, s.Pod.CreateContainer(ctx, req)
+func (s *Service) CreateContainer(ctx context.Context, req *agentpb.CreateContainerRequest) (*agentpb.ProcessMade, error) {
+	c, err := s.Pod.CreateContainer(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return &agentpb.ProcessMade{Pid: uint32(c.Init().PID())}, nil
 }
 
 // StartContainer lets the init run its program.
@@ -47,9 +50,17 @@ func (s *Service) RemoveContainer(ctx context.Context, req *agentpb.RemoveContai
 }
 
 // ExecProcess makes and starts one more process in a container.
-func (s *Service) ExecProcess(ctx context.Context, req *agentpb.ExecProcessRequest) (*emptypb.Empty, error) {
+func (s *Service) ExecProcess(ctx context.Context, req *agentpb.ExecProcessRequest) (*agentpb.ProcessMade, error) {
+	resp := &agentpb.ProcessMade{}
 	ports := pod.Ports{Stdin: req.StdinPort, Stdout: req.StdoutPort, Stderr: req.StderrPort}
-	return empty, s.with(req.ContainerId, func(c *pod.Container) error { return c.Exec(ctx, req.ExecId, req.Process, ports) })
+	err := s.with(req.ContainerId, func(c *pod.Container) error {
+		pr, err := c.Exec(ctx, req.ExecId, req.Process, ports)
+		if err == nil {
+			resp.Pid = uint32(pr.PID())
+		}
+		return err
+	})
+	return resp, err
 }
 
 // SignalProcess sends a signal: to one process, or with an empty exec_id and KILL to all.
@@ -162,25 +173,12 @@ func (s *Service) GetOOMEvent(ctx context.Context, _ *agentpb.GetOOMEventRequest
 	return &agentpb.OOMEvent{ContainerId: id}, err
 }
 
-// GetDiagnosticData answers log_type "pids" (see FeaturePIDs) for a container,
-// and "agent-log", the agent's last log lines.
+// GetDiagnosticData answers log_type "agent-log" with the agent's last log lines.
 func (s *Service) GetDiagnosticData(_ context.Context, req *agentpb.GetDiagnosticDataRequest) (*agentpb.GetDiagnosticDataResponse, error) {
-	switch req.LogType {
-	case "pids":
-		var b []byte
-		err := s.with(req.ContainerId, func(c *pod.Container) error {
-			pids, err := c.PIDs()
-			if err != nil {
-				return err
-			}
-			b, err = json.Marshal(pids)
-			return err
-		})
-		return &agentpb.GetDiagnosticDataResponse{Data: string(b)}, err
-	case "agent-log":
-		return &agentpb.GetDiagnosticDataResponse{Data: string(s.Sink.Kept())}, nil
+	if req.LogType != "agent-log" {
+		return nil, fault.New(fault.InvalidArgument, "log_type %q: want agent-log", req.LogType)
 	}
-	return nil, fault.New(fault.InvalidArgument, "log_type %q: want pids or agent-log", req.LogType)
+	return &agentpb.GetDiagnosticDataResponse{Data: string(s.Sink.Kept())}, nil
 }
 
 // UpdateEphemeralMounts changes the options of guest memory mounts.

@@ -4,6 +4,7 @@ package rpc
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -41,7 +42,7 @@ func (s *Service) GetGuestDetails(_ context.Context, req *agentpb.GuestDetailsRe
 	resp := &agentpb.GuestDetailsResponse{AgentDetails: &agentpb.AgentDetails{
 		Version: s.AgentVersion, InitDaemon: os.Getpid() == 1, DeviceHandlers: pod.DeviceTypes(),
 		StorageHandlers: storage.Drivers(), SupportsSeccomp: true,
-		ExtraFeatures: []string{protocols.FeatureReadyDial, FeaturePIDs},
+		ExtraFeatures: []string{protocols.FeatureReadyDial, protocols.FeaturePIDs},
 	}}
 	if s.Streams {
 		resp.AgentDetails.ExtraFeatures = append(resp.AgentDetails.ExtraFeatures, protocols.FeatureStdioStreams)
@@ -106,12 +107,29 @@ func (s *Service) AddARPNeighbors(_ context.Context, req *agentpb.AddARPNeighbor
 	return empty, s.network(func() error { return s.Network.AddNeighbors(req.GetNeighbors().GetARPNeighbors()) })
 }
 
-// SetGuestDateTime sets the clock.
+// slewLimit is the most that the clock is off to be led to the right time
+// smoothly, so that workloads see no jump for the usual drift.
+const slewLimit = 5 * time.Millisecond
+
+// SetGuestDateTime sets the clock, or leads it there when it is hardly off.
 func (s *Service) SetGuestDateTime(_ context.Context, req *agentpb.SetGuestDateTimeRequest) (*emptypb.Empty, error) {
 	if req.Usec < 0 || req.Usec >= 1e6 {
 		return nil, fault.New(fault.InvalidArgument, "Usec %d: want 0 to 999999", req.Usec)
 	}
-	ts := unix.Timespec{Sec: req.Sec, Nsec: req.Usec * 1000}
+	want := time.Unix(req.Sec, req.Usec*1000)
+	off := time.Until(want)
+	slew := unix.Timex{Modes: unix.ADJ_OFFSET_SINGLESHOT} // of 0: ends one under way
+	smooth := off.Abs() <= slewLimit
+	if smooth {
+		slew.Offset = off.Microseconds()
+	}
+	if _, err := unix.Adjtimex(&slew); err != nil {
+		return nil, fmt.Errorf("lead the clock: %w", err)
+	}
+	if smooth {
+		return empty, nil
+	}
+	ts := unix.NsecToTimespec(want.UnixNano())
 	return empty, unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
 }
 

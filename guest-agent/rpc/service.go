@@ -27,10 +27,6 @@ import (
 	"github.com/kata-v2/kata/protocols/agentpb"
 )
 
-// FeaturePIDs announces that GetDiagnosticData with log_type "pids" answers the
-// processes of a container as a JSON array of {"pid": number, "exec_id": string}.
-const FeaturePIDs = "pids"
-
 // Service answers every RPC.
 type Service struct {
 	// AgentVersion is this agent's version.

@@ -249,6 +249,53 @@ func (x *RemoveContainerRequest) GetTimeout() uint32 {
 	return 0
 }
 
+// The protocol's answer here is google.protobuf.Empty, as which this is read by
+// who does not know the field; it reads an Empty as pid 0. See the feature "pids".
+type ProcessMade struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// pid is the number of the process in the guest.
+	Pid           uint32 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProcessMade) Reset() {
+	*x = ProcessMade{}
+	mi := &file_protocols_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProcessMade) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProcessMade) ProtoMessage() {}
+
+func (x *ProcessMade) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProcessMade.ProtoReflect.Descriptor instead.
+func (*ProcessMade) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ProcessMade) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
 type ExecProcessRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -264,7 +311,7 @@ type ExecProcessRequest struct {
 
 func (x *ExecProcessRequest) Reset() {
 	*x = ExecProcessRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[3]
+	mi := &file_protocols_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -276,7 +323,7 @@ func (x *ExecProcessRequest) String() string {
 func (*ExecProcessRequest) ProtoMessage() {}
 
 func (x *ExecProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[3]
+	mi := &file_protocols_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -289,7 +336,7 @@ func (x *ExecProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecProcessRequest.ProtoReflect.Descriptor instead.
 func (*ExecProcessRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{3}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ExecProcessRequest) GetContainerId() string {
@@ -352,7 +399,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[4]
+	mi := &file_protocols_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -364,7 +411,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[4]
+	mi := &file_protocols_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -377,7 +424,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{4}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SignalProcessRequest) GetContainerId() string {
@@ -411,7 +458,7 @@ type WaitProcessRequest struct {
 
 func (x *WaitProcessRequest) Reset() {
 	*x = WaitProcessRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[5]
+	mi := &file_protocols_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -423,7 +470,7 @@ func (x *WaitProcessRequest) String() string {
 func (*WaitProcessRequest) ProtoMessage() {}
 
 func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[5]
+	mi := &file_protocols_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -436,7 +483,7 @@ func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessRequest.ProtoReflect.Descriptor instead.
 func (*WaitProcessRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{5}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WaitProcessRequest) GetContainerId() string {
@@ -462,7 +509,7 @@ type WaitProcessResponse struct {
 
 func (x *WaitProcessResponse) Reset() {
 	*x = WaitProcessResponse{}
-	mi := &file_protocols_agent_proto_msgTypes[6]
+	mi := &file_protocols_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -474,7 +521,7 @@ func (x *WaitProcessResponse) String() string {
 func (*WaitProcessResponse) ProtoMessage() {}
 
 func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[6]
+	mi := &file_protocols_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -487,7 +534,7 @@ func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessResponse.ProtoReflect.Descriptor instead.
 func (*WaitProcessResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{6}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WaitProcessResponse) GetStatus() int32 {
@@ -507,7 +554,7 @@ type UpdateContainerRequest struct {
 
 func (x *UpdateContainerRequest) Reset() {
 	*x = UpdateContainerRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[7]
+	mi := &file_protocols_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +566,7 @@ func (x *UpdateContainerRequest) String() string {
 func (*UpdateContainerRequest) ProtoMessage() {}
 
 func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[7]
+	mi := &file_protocols_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -532,7 +579,7 @@ func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateContainerRequest.ProtoReflect.Descriptor instead.
 func (*UpdateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{7}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *UpdateContainerRequest) GetContainerId() string {
@@ -558,7 +605,7 @@ type StatsContainerRequest struct {
 
 func (x *StatsContainerRequest) Reset() {
 	*x = StatsContainerRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[8]
+	mi := &file_protocols_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -570,7 +617,7 @@ func (x *StatsContainerRequest) String() string {
 func (*StatsContainerRequest) ProtoMessage() {}
 
 func (x *StatsContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[8]
+	mi := &file_protocols_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -583,7 +630,7 @@ func (x *StatsContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsContainerRequest.ProtoReflect.Descriptor instead.
 func (*StatsContainerRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{8}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StatsContainerRequest) GetContainerId() string {
@@ -602,7 +649,7 @@ type PauseContainerRequest struct {
 
 func (x *PauseContainerRequest) Reset() {
 	*x = PauseContainerRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[9]
+	mi := &file_protocols_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -614,7 +661,7 @@ func (x *PauseContainerRequest) String() string {
 func (*PauseContainerRequest) ProtoMessage() {}
 
 func (x *PauseContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[9]
+	mi := &file_protocols_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -627,7 +674,7 @@ func (x *PauseContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseContainerRequest.ProtoReflect.Descriptor instead.
 func (*PauseContainerRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{9}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PauseContainerRequest) GetContainerId() string {
@@ -646,7 +693,7 @@ type ResumeContainerRequest struct {
 
 func (x *ResumeContainerRequest) Reset() {
 	*x = ResumeContainerRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[10]
+	mi := &file_protocols_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -658,7 +705,7 @@ func (x *ResumeContainerRequest) String() string {
 func (*ResumeContainerRequest) ProtoMessage() {}
 
 func (x *ResumeContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[10]
+	mi := &file_protocols_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -671,7 +718,7 @@ func (x *ResumeContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeContainerRequest.ProtoReflect.Descriptor instead.
 func (*ResumeContainerRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{10}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ResumeContainerRequest) GetContainerId() string {
@@ -693,7 +740,7 @@ type CpuUsage struct {
 
 func (x *CpuUsage) Reset() {
 	*x = CpuUsage{}
-	mi := &file_protocols_agent_proto_msgTypes[11]
+	mi := &file_protocols_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +752,7 @@ func (x *CpuUsage) String() string {
 func (*CpuUsage) ProtoMessage() {}
 
 func (x *CpuUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[11]
+	mi := &file_protocols_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +765,7 @@ func (x *CpuUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CpuUsage.ProtoReflect.Descriptor instead.
 func (*CpuUsage) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{11}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CpuUsage) GetTotalUsage() uint64 {
@@ -760,7 +807,7 @@ type ThrottlingData struct {
 
 func (x *ThrottlingData) Reset() {
 	*x = ThrottlingData{}
-	mi := &file_protocols_agent_proto_msgTypes[12]
+	mi := &file_protocols_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -772,7 +819,7 @@ func (x *ThrottlingData) String() string {
 func (*ThrottlingData) ProtoMessage() {}
 
 func (x *ThrottlingData) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[12]
+	mi := &file_protocols_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -785,7 +832,7 @@ func (x *ThrottlingData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThrottlingData.ProtoReflect.Descriptor instead.
 func (*ThrottlingData) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{12}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ThrottlingData) GetPeriods() uint64 {
@@ -819,7 +866,7 @@ type CpuStats struct {
 
 func (x *CpuStats) Reset() {
 	*x = CpuStats{}
-	mi := &file_protocols_agent_proto_msgTypes[13]
+	mi := &file_protocols_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +878,7 @@ func (x *CpuStats) String() string {
 func (*CpuStats) ProtoMessage() {}
 
 func (x *CpuStats) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[13]
+	mi := &file_protocols_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -844,7 +891,7 @@ func (x *CpuStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CpuStats.ProtoReflect.Descriptor instead.
 func (*CpuStats) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{13}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CpuStats) GetCpuUsage() *CpuUsage {
@@ -871,7 +918,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_protocols_agent_proto_msgTypes[14]
+	mi := &file_protocols_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +930,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[14]
+	mi := &file_protocols_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +943,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{14}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -925,7 +972,7 @@ type MemoryData struct {
 
 func (x *MemoryData) Reset() {
 	*x = MemoryData{}
-	mi := &file_protocols_agent_proto_msgTypes[15]
+	mi := &file_protocols_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -937,7 +984,7 @@ func (x *MemoryData) String() string {
 func (*MemoryData) ProtoMessage() {}
 
 func (x *MemoryData) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[15]
+	mi := &file_protocols_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -950,7 +997,7 @@ func (x *MemoryData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryData.ProtoReflect.Descriptor instead.
 func (*MemoryData) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{15}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *MemoryData) GetUsage() uint64 {
@@ -995,7 +1042,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_protocols_agent_proto_msgTypes[16]
+	mi := &file_protocols_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1054,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[16]
+	mi := &file_protocols_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1067,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{16}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MemoryStats) GetCache() uint64 {
@@ -1077,7 +1124,7 @@ type BlkioStatsEntry struct {
 
 func (x *BlkioStatsEntry) Reset() {
 	*x = BlkioStatsEntry{}
-	mi := &file_protocols_agent_proto_msgTypes[17]
+	mi := &file_protocols_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1136,7 @@ func (x *BlkioStatsEntry) String() string {
 func (*BlkioStatsEntry) ProtoMessage() {}
 
 func (x *BlkioStatsEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[17]
+	mi := &file_protocols_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1149,7 @@ func (x *BlkioStatsEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlkioStatsEntry.ProtoReflect.Descriptor instead.
 func (*BlkioStatsEntry) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{17}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *BlkioStatsEntry) GetMajor() uint64 {
@@ -1149,7 +1196,7 @@ type BlkioStats struct {
 
 func (x *BlkioStats) Reset() {
 	*x = BlkioStats{}
-	mi := &file_protocols_agent_proto_msgTypes[18]
+	mi := &file_protocols_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1161,7 +1208,7 @@ func (x *BlkioStats) String() string {
 func (*BlkioStats) ProtoMessage() {}
 
 func (x *BlkioStats) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[18]
+	mi := &file_protocols_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1174,7 +1221,7 @@ func (x *BlkioStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlkioStats.ProtoReflect.Descriptor instead.
 func (*BlkioStats) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{18}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *BlkioStats) GetIoServiceBytesRecursive() []*BlkioStatsEntry {
@@ -1244,7 +1291,7 @@ type HugetlbStats struct {
 
 func (x *HugetlbStats) Reset() {
 	*x = HugetlbStats{}
-	mi := &file_protocols_agent_proto_msgTypes[19]
+	mi := &file_protocols_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +1303,7 @@ func (x *HugetlbStats) String() string {
 func (*HugetlbStats) ProtoMessage() {}
 
 func (x *HugetlbStats) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[19]
+	mi := &file_protocols_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +1316,7 @@ func (x *HugetlbStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HugetlbStats.ProtoReflect.Descriptor instead.
 func (*HugetlbStats) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{19}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *HugetlbStats) GetUsage() uint64 {
@@ -1306,7 +1353,7 @@ type CgroupStats struct {
 
 func (x *CgroupStats) Reset() {
 	*x = CgroupStats{}
-	mi := &file_protocols_agent_proto_msgTypes[20]
+	mi := &file_protocols_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +1365,7 @@ func (x *CgroupStats) String() string {
 func (*CgroupStats) ProtoMessage() {}
 
 func (x *CgroupStats) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[20]
+	mi := &file_protocols_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +1378,7 @@ func (x *CgroupStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CgroupStats.ProtoReflect.Descriptor instead.
 func (*CgroupStats) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{20}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CgroupStats) GetCpuStats() *CpuStats {
@@ -1386,7 +1433,7 @@ type NetworkStats struct {
 
 func (x *NetworkStats) Reset() {
 	*x = NetworkStats{}
-	mi := &file_protocols_agent_proto_msgTypes[21]
+	mi := &file_protocols_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1398,7 +1445,7 @@ func (x *NetworkStats) String() string {
 func (*NetworkStats) ProtoMessage() {}
 
 func (x *NetworkStats) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[21]
+	mi := &file_protocols_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1411,7 +1458,7 @@ func (x *NetworkStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStats.ProtoReflect.Descriptor instead.
 func (*NetworkStats) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{21}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NetworkStats) GetName() string {
@@ -1487,7 +1534,7 @@ type StatsContainerResponse struct {
 
 func (x *StatsContainerResponse) Reset() {
 	*x = StatsContainerResponse{}
-	mi := &file_protocols_agent_proto_msgTypes[22]
+	mi := &file_protocols_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1499,7 +1546,7 @@ func (x *StatsContainerResponse) String() string {
 func (*StatsContainerResponse) ProtoMessage() {}
 
 func (x *StatsContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[22]
+	mi := &file_protocols_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1512,7 +1559,7 @@ func (x *StatsContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsContainerResponse.ProtoReflect.Descriptor instead.
 func (*StatsContainerResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{22}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StatsContainerResponse) GetCgroupStats() *CgroupStats {
@@ -1540,7 +1587,7 @@ type WriteStreamRequest struct {
 
 func (x *WriteStreamRequest) Reset() {
 	*x = WriteStreamRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[23]
+	mi := &file_protocols_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +1599,7 @@ func (x *WriteStreamRequest) String() string {
 func (*WriteStreamRequest) ProtoMessage() {}
 
 func (x *WriteStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[23]
+	mi := &file_protocols_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1565,7 +1612,7 @@ func (x *WriteStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteStreamRequest.ProtoReflect.Descriptor instead.
 func (*WriteStreamRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{23}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WriteStreamRequest) GetContainerId() string {
@@ -1598,7 +1645,7 @@ type WriteStreamResponse struct {
 
 func (x *WriteStreamResponse) Reset() {
 	*x = WriteStreamResponse{}
-	mi := &file_protocols_agent_proto_msgTypes[24]
+	mi := &file_protocols_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1657,7 @@ func (x *WriteStreamResponse) String() string {
 func (*WriteStreamResponse) ProtoMessage() {}
 
 func (x *WriteStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[24]
+	mi := &file_protocols_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1670,7 @@ func (x *WriteStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteStreamResponse.ProtoReflect.Descriptor instead.
 func (*WriteStreamResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{24}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WriteStreamResponse) GetLen() uint32 {
@@ -1644,7 +1691,7 @@ type ReadStreamRequest struct {
 
 func (x *ReadStreamRequest) Reset() {
 	*x = ReadStreamRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[25]
+	mi := &file_protocols_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1656,7 +1703,7 @@ func (x *ReadStreamRequest) String() string {
 func (*ReadStreamRequest) ProtoMessage() {}
 
 func (x *ReadStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[25]
+	mi := &file_protocols_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1669,7 +1716,7 @@ func (x *ReadStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadStreamRequest.ProtoReflect.Descriptor instead.
 func (*ReadStreamRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{25}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReadStreamRequest) GetContainerId() string {
@@ -1702,7 +1749,7 @@ type ReadStreamResponse struct {
 
 func (x *ReadStreamResponse) Reset() {
 	*x = ReadStreamResponse{}
-	mi := &file_protocols_agent_proto_msgTypes[26]
+	mi := &file_protocols_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1714,7 +1761,7 @@ func (x *ReadStreamResponse) String() string {
 func (*ReadStreamResponse) ProtoMessage() {}
 
 func (x *ReadStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[26]
+	mi := &file_protocols_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1727,7 +1774,7 @@ func (x *ReadStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadStreamResponse.ProtoReflect.Descriptor instead.
 func (*ReadStreamResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{26}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReadStreamResponse) GetData() []byte {
@@ -1747,7 +1794,7 @@ type CloseStdinRequest struct {
 
 func (x *CloseStdinRequest) Reset() {
 	*x = CloseStdinRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[27]
+	mi := &file_protocols_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1759,7 +1806,7 @@ func (x *CloseStdinRequest) String() string {
 func (*CloseStdinRequest) ProtoMessage() {}
 
 func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[27]
+	mi := &file_protocols_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1772,7 +1819,7 @@ func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinRequest.ProtoReflect.Descriptor instead.
 func (*CloseStdinRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{27}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CloseStdinRequest) GetContainerId() string {
@@ -1801,7 +1848,7 @@ type TtyWinResizeRequest struct {
 
 func (x *TtyWinResizeRequest) Reset() {
 	*x = TtyWinResizeRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[28]
+	mi := &file_protocols_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +1860,7 @@ func (x *TtyWinResizeRequest) String() string {
 func (*TtyWinResizeRequest) ProtoMessage() {}
 
 func (x *TtyWinResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[28]
+	mi := &file_protocols_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +1873,7 @@ func (x *TtyWinResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TtyWinResizeRequest.ProtoReflect.Descriptor instead.
 func (*TtyWinResizeRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{28}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TtyWinResizeRequest) GetContainerId() string {
@@ -1867,7 +1914,7 @@ type KernelModule struct {
 
 func (x *KernelModule) Reset() {
 	*x = KernelModule{}
-	mi := &file_protocols_agent_proto_msgTypes[29]
+	mi := &file_protocols_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +1926,7 @@ func (x *KernelModule) String() string {
 func (*KernelModule) ProtoMessage() {}
 
 func (x *KernelModule) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[29]
+	mi := &file_protocols_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +1939,7 @@ func (x *KernelModule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelModule.ProtoReflect.Descriptor instead.
 func (*KernelModule) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{29}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *KernelModule) GetName() string {
@@ -1924,7 +1971,7 @@ type CreateSandboxRequest struct {
 
 func (x *CreateSandboxRequest) Reset() {
 	*x = CreateSandboxRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[30]
+	mi := &file_protocols_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1936,7 +1983,7 @@ func (x *CreateSandboxRequest) String() string {
 func (*CreateSandboxRequest) ProtoMessage() {}
 
 func (x *CreateSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[30]
+	mi := &file_protocols_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1949,7 +1996,7 @@ func (x *CreateSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSandboxRequest.ProtoReflect.Descriptor instead.
 func (*CreateSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{30}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CreateSandboxRequest) GetHostname() string {
@@ -2009,7 +2056,7 @@ type DestroySandboxRequest struct {
 
 func (x *DestroySandboxRequest) Reset() {
 	*x = DestroySandboxRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[31]
+	mi := &file_protocols_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2021,7 +2068,7 @@ func (x *DestroySandboxRequest) String() string {
 func (*DestroySandboxRequest) ProtoMessage() {}
 
 func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[31]
+	mi := &file_protocols_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2034,7 +2081,7 @@ func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxRequest.ProtoReflect.Descriptor instead.
 func (*DestroySandboxRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{31}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{32}
 }
 
 type RemoveStaleVirtiofsShareMountsRequest struct {
@@ -2045,7 +2092,7 @@ type RemoveStaleVirtiofsShareMountsRequest struct {
 
 func (x *RemoveStaleVirtiofsShareMountsRequest) Reset() {
 	*x = RemoveStaleVirtiofsShareMountsRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[32]
+	mi := &file_protocols_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2057,7 +2104,7 @@ func (x *RemoveStaleVirtiofsShareMountsRequest) String() string {
 func (*RemoveStaleVirtiofsShareMountsRequest) ProtoMessage() {}
 
 func (x *RemoveStaleVirtiofsShareMountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[32]
+	mi := &file_protocols_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2070,7 +2117,7 @@ func (x *RemoveStaleVirtiofsShareMountsRequest) ProtoReflect() protoreflect.Mess
 
 // Deprecated: Use RemoveStaleVirtiofsShareMountsRequest.ProtoReflect.Descriptor instead.
 func (*RemoveStaleVirtiofsShareMountsRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{32}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{33}
 }
 
 type Interfaces struct {
@@ -2082,7 +2129,7 @@ type Interfaces struct {
 
 func (x *Interfaces) Reset() {
 	*x = Interfaces{}
-	mi := &file_protocols_agent_proto_msgTypes[33]
+	mi := &file_protocols_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2094,7 +2141,7 @@ func (x *Interfaces) String() string {
 func (*Interfaces) ProtoMessage() {}
 
 func (x *Interfaces) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[33]
+	mi := &file_protocols_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2107,7 +2154,7 @@ func (x *Interfaces) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interfaces.ProtoReflect.Descriptor instead.
 func (*Interfaces) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{33}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Interfaces) GetInterfaces() []*typespb.Interface {
@@ -2126,7 +2173,7 @@ type Routes struct {
 
 func (x *Routes) Reset() {
 	*x = Routes{}
-	mi := &file_protocols_agent_proto_msgTypes[34]
+	mi := &file_protocols_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2138,7 +2185,7 @@ func (x *Routes) String() string {
 func (*Routes) ProtoMessage() {}
 
 func (x *Routes) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[34]
+	mi := &file_protocols_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2151,7 +2198,7 @@ func (x *Routes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Routes.ProtoReflect.Descriptor instead.
 func (*Routes) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{34}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Routes) GetRoutes() []*typespb.Route {
@@ -2170,7 +2217,7 @@ type UpdateInterfaceRequest struct {
 
 func (x *UpdateInterfaceRequest) Reset() {
 	*x = UpdateInterfaceRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[35]
+	mi := &file_protocols_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2182,7 +2229,7 @@ func (x *UpdateInterfaceRequest) String() string {
 func (*UpdateInterfaceRequest) ProtoMessage() {}
 
 func (x *UpdateInterfaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[35]
+	mi := &file_protocols_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2195,7 +2242,7 @@ func (x *UpdateInterfaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateInterfaceRequest.ProtoReflect.Descriptor instead.
 func (*UpdateInterfaceRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{35}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *UpdateInterfaceRequest) GetInterface() *typespb.Interface {
@@ -2214,7 +2261,7 @@ type UpdateRoutesRequest struct {
 
 func (x *UpdateRoutesRequest) Reset() {
 	*x = UpdateRoutesRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[36]
+	mi := &file_protocols_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2273,7 @@ func (x *UpdateRoutesRequest) String() string {
 func (*UpdateRoutesRequest) ProtoMessage() {}
 
 func (x *UpdateRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[36]
+	mi := &file_protocols_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2286,7 @@ func (x *UpdateRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRoutesRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{36}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *UpdateRoutesRequest) GetRoutes() *Routes {
@@ -2258,7 +2305,7 @@ type UpdateEphemeralMountsRequest struct {
 
 func (x *UpdateEphemeralMountsRequest) Reset() {
 	*x = UpdateEphemeralMountsRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[37]
+	mi := &file_protocols_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2270,7 +2317,7 @@ func (x *UpdateEphemeralMountsRequest) String() string {
 func (*UpdateEphemeralMountsRequest) ProtoMessage() {}
 
 func (x *UpdateEphemeralMountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[37]
+	mi := &file_protocols_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2283,7 +2330,7 @@ func (x *UpdateEphemeralMountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateEphemeralMountsRequest.ProtoReflect.Descriptor instead.
 func (*UpdateEphemeralMountsRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{37}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *UpdateEphemeralMountsRequest) GetStorages() []*Storage {
@@ -2301,7 +2348,7 @@ type ListInterfacesRequest struct {
 
 func (x *ListInterfacesRequest) Reset() {
 	*x = ListInterfacesRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[38]
+	mi := &file_protocols_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2313,7 +2360,7 @@ func (x *ListInterfacesRequest) String() string {
 func (*ListInterfacesRequest) ProtoMessage() {}
 
 func (x *ListInterfacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[38]
+	mi := &file_protocols_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2326,7 +2373,7 @@ func (x *ListInterfacesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInterfacesRequest.ProtoReflect.Descriptor instead.
 func (*ListInterfacesRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{38}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{39}
 }
 
 type ListRoutesRequest struct {
@@ -2337,7 +2384,7 @@ type ListRoutesRequest struct {
 
 func (x *ListRoutesRequest) Reset() {
 	*x = ListRoutesRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[39]
+	mi := &file_protocols_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2349,7 +2396,7 @@ func (x *ListRoutesRequest) String() string {
 func (*ListRoutesRequest) ProtoMessage() {}
 
 func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[39]
+	mi := &file_protocols_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,7 +2409,7 @@ func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ListRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{39}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{40}
 }
 
 type ARPNeighbors struct {
@@ -2374,7 +2421,7 @@ type ARPNeighbors struct {
 
 func (x *ARPNeighbors) Reset() {
 	*x = ARPNeighbors{}
-	mi := &file_protocols_agent_proto_msgTypes[40]
+	mi := &file_protocols_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2386,7 +2433,7 @@ func (x *ARPNeighbors) String() string {
 func (*ARPNeighbors) ProtoMessage() {}
 
 func (x *ARPNeighbors) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[40]
+	mi := &file_protocols_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2399,7 +2446,7 @@ func (x *ARPNeighbors) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ARPNeighbors.ProtoReflect.Descriptor instead.
 func (*ARPNeighbors) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{40}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ARPNeighbors) GetARPNeighbors() []*typespb.ARPNeighbor {
@@ -2418,7 +2465,7 @@ type AddARPNeighborsRequest struct {
 
 func (x *AddARPNeighborsRequest) Reset() {
 	*x = AddARPNeighborsRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[41]
+	mi := &file_protocols_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2430,7 +2477,7 @@ func (x *AddARPNeighborsRequest) String() string {
 func (*AddARPNeighborsRequest) ProtoMessage() {}
 
 func (x *AddARPNeighborsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[41]
+	mi := &file_protocols_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2443,7 +2490,7 @@ func (x *AddARPNeighborsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddARPNeighborsRequest.ProtoReflect.Descriptor instead.
 func (*AddARPNeighborsRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{41}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AddARPNeighborsRequest) GetNeighbors() *ARPNeighbors {
@@ -2462,7 +2509,7 @@ type GetIPTablesRequest struct {
 
 func (x *GetIPTablesRequest) Reset() {
 	*x = GetIPTablesRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[42]
+	mi := &file_protocols_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2474,7 +2521,7 @@ func (x *GetIPTablesRequest) String() string {
 func (*GetIPTablesRequest) ProtoMessage() {}
 
 func (x *GetIPTablesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[42]
+	mi := &file_protocols_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2487,7 +2534,7 @@ func (x *GetIPTablesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIPTablesRequest.ProtoReflect.Descriptor instead.
 func (*GetIPTablesRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{42}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetIPTablesRequest) GetIsIpv6() bool {
@@ -2506,7 +2553,7 @@ type GetIPTablesResponse struct {
 
 func (x *GetIPTablesResponse) Reset() {
 	*x = GetIPTablesResponse{}
-	mi := &file_protocols_agent_proto_msgTypes[43]
+	mi := &file_protocols_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2518,7 +2565,7 @@ func (x *GetIPTablesResponse) String() string {
 func (*GetIPTablesResponse) ProtoMessage() {}
 
 func (x *GetIPTablesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[43]
+	mi := &file_protocols_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2531,7 +2578,7 @@ func (x *GetIPTablesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIPTablesResponse.ProtoReflect.Descriptor instead.
 func (*GetIPTablesResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{43}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetIPTablesResponse) GetData() []byte {
@@ -2551,7 +2598,7 @@ type SetIPTablesRequest struct {
 
 func (x *SetIPTablesRequest) Reset() {
 	*x = SetIPTablesRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[44]
+	mi := &file_protocols_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2563,7 +2610,7 @@ func (x *SetIPTablesRequest) String() string {
 func (*SetIPTablesRequest) ProtoMessage() {}
 
 func (x *SetIPTablesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[44]
+	mi := &file_protocols_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2576,7 +2623,7 @@ func (x *SetIPTablesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetIPTablesRequest.ProtoReflect.Descriptor instead.
 func (*SetIPTablesRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{44}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SetIPTablesRequest) GetIsIpv6() bool {
@@ -2602,7 +2649,7 @@ type SetIPTablesResponse struct {
 
 func (x *SetIPTablesResponse) Reset() {
 	*x = SetIPTablesResponse{}
-	mi := &file_protocols_agent_proto_msgTypes[45]
+	mi := &file_protocols_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2614,7 +2661,7 @@ func (x *SetIPTablesResponse) String() string {
 func (*SetIPTablesResponse) ProtoMessage() {}
 
 func (x *SetIPTablesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[45]
+	mi := &file_protocols_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2627,7 +2674,7 @@ func (x *SetIPTablesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetIPTablesResponse.ProtoReflect.Descriptor instead.
 func (*SetIPTablesResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{45}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SetIPTablesResponse) GetData() []byte {
@@ -2648,7 +2695,7 @@ type OnlineCPUMemRequest struct {
 
 func (x *OnlineCPUMemRequest) Reset() {
 	*x = OnlineCPUMemRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[46]
+	mi := &file_protocols_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2660,7 +2707,7 @@ func (x *OnlineCPUMemRequest) String() string {
 func (*OnlineCPUMemRequest) ProtoMessage() {}
 
 func (x *OnlineCPUMemRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[46]
+	mi := &file_protocols_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2673,7 +2720,7 @@ func (x *OnlineCPUMemRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OnlineCPUMemRequest.ProtoReflect.Descriptor instead.
 func (*OnlineCPUMemRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{46}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *OnlineCPUMemRequest) GetWait() bool {
@@ -2706,7 +2753,7 @@ type ReseedRandomDevRequest struct {
 
 func (x *ReseedRandomDevRequest) Reset() {
 	*x = ReseedRandomDevRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[47]
+	mi := &file_protocols_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2718,7 +2765,7 @@ func (x *ReseedRandomDevRequest) String() string {
 func (*ReseedRandomDevRequest) ProtoMessage() {}
 
 func (x *ReseedRandomDevRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[47]
+	mi := &file_protocols_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2731,7 +2778,7 @@ func (x *ReseedRandomDevRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReseedRandomDevRequest.ProtoReflect.Descriptor instead.
 func (*ReseedRandomDevRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{47}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ReseedRandomDevRequest) GetData() []byte {
@@ -2755,7 +2802,7 @@ type AgentDetails struct {
 
 func (x *AgentDetails) Reset() {
 	*x = AgentDetails{}
-	mi := &file_protocols_agent_proto_msgTypes[48]
+	mi := &file_protocols_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2767,7 +2814,7 @@ func (x *AgentDetails) String() string {
 func (*AgentDetails) ProtoMessage() {}
 
 func (x *AgentDetails) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[48]
+	mi := &file_protocols_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2780,7 +2827,7 @@ func (x *AgentDetails) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentDetails.ProtoReflect.Descriptor instead.
 func (*AgentDetails) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{48}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *AgentDetails) GetVersion() string {
@@ -2835,7 +2882,7 @@ type GuestDetailsRequest struct {
 
 func (x *GuestDetailsRequest) Reset() {
 	*x = GuestDetailsRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[49]
+	mi := &file_protocols_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2847,7 +2894,7 @@ func (x *GuestDetailsRequest) String() string {
 func (*GuestDetailsRequest) ProtoMessage() {}
 
 func (x *GuestDetailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[49]
+	mi := &file_protocols_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2860,7 +2907,7 @@ func (x *GuestDetailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestDetailsRequest.ProtoReflect.Descriptor instead.
 func (*GuestDetailsRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{49}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GuestDetailsRequest) GetMemBlockSize() bool {
@@ -2888,7 +2935,7 @@ type GuestDetailsResponse struct {
 
 func (x *GuestDetailsResponse) Reset() {
 	*x = GuestDetailsResponse{}
-	mi := &file_protocols_agent_proto_msgTypes[50]
+	mi := &file_protocols_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2900,7 +2947,7 @@ func (x *GuestDetailsResponse) String() string {
 func (*GuestDetailsResponse) ProtoMessage() {}
 
 func (x *GuestDetailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[50]
+	mi := &file_protocols_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2913,7 +2960,7 @@ func (x *GuestDetailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestDetailsResponse.ProtoReflect.Descriptor instead.
 func (*GuestDetailsResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{50}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GuestDetailsResponse) GetMemBlockSizeBytes() uint64 {
@@ -2946,7 +2993,7 @@ type MemHotplugByProbeRequest struct {
 
 func (x *MemHotplugByProbeRequest) Reset() {
 	*x = MemHotplugByProbeRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[51]
+	mi := &file_protocols_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2958,7 +3005,7 @@ func (x *MemHotplugByProbeRequest) String() string {
 func (*MemHotplugByProbeRequest) ProtoMessage() {}
 
 func (x *MemHotplugByProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[51]
+	mi := &file_protocols_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2971,7 +3018,7 @@ func (x *MemHotplugByProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemHotplugByProbeRequest.ProtoReflect.Descriptor instead.
 func (*MemHotplugByProbeRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{51}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *MemHotplugByProbeRequest) GetMemHotplugProbeAddr() []uint64 {
@@ -2991,7 +3038,7 @@ type SetGuestDateTimeRequest struct {
 
 func (x *SetGuestDateTimeRequest) Reset() {
 	*x = SetGuestDateTimeRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[52]
+	mi := &file_protocols_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3003,7 +3050,7 @@ func (x *SetGuestDateTimeRequest) String() string {
 func (*SetGuestDateTimeRequest) ProtoMessage() {}
 
 func (x *SetGuestDateTimeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[52]
+	mi := &file_protocols_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3016,7 +3063,7 @@ func (x *SetGuestDateTimeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetGuestDateTimeRequest.ProtoReflect.Descriptor instead.
 func (*SetGuestDateTimeRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{52}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *SetGuestDateTimeRequest) GetSec() int64 {
@@ -3043,7 +3090,7 @@ type FSGroup struct {
 
 func (x *FSGroup) Reset() {
 	*x = FSGroup{}
-	mi := &file_protocols_agent_proto_msgTypes[53]
+	mi := &file_protocols_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3055,7 +3102,7 @@ func (x *FSGroup) String() string {
 func (*FSGroup) ProtoMessage() {}
 
 func (x *FSGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[53]
+	mi := &file_protocols_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3068,7 +3115,7 @@ func (x *FSGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FSGroup.ProtoReflect.Descriptor instead.
 func (*FSGroup) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{53}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *FSGroup) GetGroupId() uint32 {
@@ -3098,7 +3145,7 @@ type SharedMount struct {
 
 func (x *SharedMount) Reset() {
 	*x = SharedMount{}
-	mi := &file_protocols_agent_proto_msgTypes[54]
+	mi := &file_protocols_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3110,7 +3157,7 @@ func (x *SharedMount) String() string {
 func (*SharedMount) ProtoMessage() {}
 
 func (x *SharedMount) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[54]
+	mi := &file_protocols_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3123,7 +3170,7 @@ func (x *SharedMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SharedMount.ProtoReflect.Descriptor instead.
 func (*SharedMount) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{54}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SharedMount) GetName() string {
@@ -3177,7 +3224,7 @@ type Storage struct {
 
 func (x *Storage) Reset() {
 	*x = Storage{}
-	mi := &file_protocols_agent_proto_msgTypes[55]
+	mi := &file_protocols_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3189,7 +3236,7 @@ func (x *Storage) String() string {
 func (*Storage) ProtoMessage() {}
 
 func (x *Storage) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[55]
+	mi := &file_protocols_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3202,7 +3249,7 @@ func (x *Storage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Storage.ProtoReflect.Descriptor instead.
 func (*Storage) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{55}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Storage) GetDriver() string {
@@ -3274,7 +3321,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_protocols_agent_proto_msgTypes[56]
+	mi := &file_protocols_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3286,7 +3333,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[56]
+	mi := &file_protocols_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3299,7 +3346,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{56}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Device) GetId() string {
@@ -3348,7 +3395,7 @@ type StringUser struct {
 
 func (x *StringUser) Reset() {
 	*x = StringUser{}
-	mi := &file_protocols_agent_proto_msgTypes[57]
+	mi := &file_protocols_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3360,7 +3407,7 @@ func (x *StringUser) String() string {
 func (*StringUser) ProtoMessage() {}
 
 func (x *StringUser) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[57]
+	mi := &file_protocols_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3373,7 +3420,7 @@ func (x *StringUser) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StringUser.ProtoReflect.Descriptor instead.
 func (*StringUser) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{57}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *StringUser) GetUid() string {
@@ -3413,7 +3460,7 @@ type CopyFileRequest struct {
 
 func (x *CopyFileRequest) Reset() {
 	*x = CopyFileRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[58]
+	mi := &file_protocols_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3425,7 +3472,7 @@ func (x *CopyFileRequest) String() string {
 func (*CopyFileRequest) ProtoMessage() {}
 
 func (x *CopyFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[58]
+	mi := &file_protocols_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3438,7 +3485,7 @@ func (x *CopyFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyFileRequest.ProtoReflect.Descriptor instead.
 func (*CopyFileRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{58}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *CopyFileRequest) GetPath() string {
@@ -3505,7 +3552,7 @@ type GetOOMEventRequest struct {
 
 func (x *GetOOMEventRequest) Reset() {
 	*x = GetOOMEventRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[59]
+	mi := &file_protocols_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3517,7 +3564,7 @@ func (x *GetOOMEventRequest) String() string {
 func (*GetOOMEventRequest) ProtoMessage() {}
 
 func (x *GetOOMEventRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[59]
+	mi := &file_protocols_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3530,7 +3577,7 @@ func (x *GetOOMEventRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOOMEventRequest.ProtoReflect.Descriptor instead.
 func (*GetOOMEventRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{59}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{60}
 }
 
 type OOMEvent struct {
@@ -3542,7 +3589,7 @@ type OOMEvent struct {
 
 func (x *OOMEvent) Reset() {
 	*x = OOMEvent{}
-	mi := &file_protocols_agent_proto_msgTypes[60]
+	mi := &file_protocols_agent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3554,7 +3601,7 @@ func (x *OOMEvent) String() string {
 func (*OOMEvent) ProtoMessage() {}
 
 func (x *OOMEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[60]
+	mi := &file_protocols_agent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3567,7 +3614,7 @@ func (x *OOMEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOMEvent.ProtoReflect.Descriptor instead.
 func (*OOMEvent) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{60}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *OOMEvent) GetContainerId() string {
@@ -3586,7 +3633,7 @@ type AddSwapRequest struct {
 
 func (x *AddSwapRequest) Reset() {
 	*x = AddSwapRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[61]
+	mi := &file_protocols_agent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3598,7 +3645,7 @@ func (x *AddSwapRequest) String() string {
 func (*AddSwapRequest) ProtoMessage() {}
 
 func (x *AddSwapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[61]
+	mi := &file_protocols_agent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3611,7 +3658,7 @@ func (x *AddSwapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddSwapRequest.ProtoReflect.Descriptor instead.
 func (*AddSwapRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{61}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *AddSwapRequest) GetPCIPath() []uint32 {
@@ -3630,7 +3677,7 @@ type AddSwapPathRequest struct {
 
 func (x *AddSwapPathRequest) Reset() {
 	*x = AddSwapPathRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[62]
+	mi := &file_protocols_agent_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3642,7 +3689,7 @@ func (x *AddSwapPathRequest) String() string {
 func (*AddSwapPathRequest) ProtoMessage() {}
 
 func (x *AddSwapPathRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[62]
+	mi := &file_protocols_agent_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3655,7 +3702,7 @@ func (x *AddSwapPathRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddSwapPathRequest.ProtoReflect.Descriptor instead.
 func (*AddSwapPathRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{62}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *AddSwapPathRequest) GetPath() string {
@@ -3673,7 +3720,7 @@ type GetMetricsRequest struct {
 
 func (x *GetMetricsRequest) Reset() {
 	*x = GetMetricsRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[63]
+	mi := &file_protocols_agent_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3685,7 +3732,7 @@ func (x *GetMetricsRequest) String() string {
 func (*GetMetricsRequest) ProtoMessage() {}
 
 func (x *GetMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[63]
+	mi := &file_protocols_agent_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3698,7 +3745,7 @@ func (x *GetMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMetricsRequest.ProtoReflect.Descriptor instead.
 func (*GetMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{63}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{64}
 }
 
 type Metrics struct {
@@ -3710,7 +3757,7 @@ type Metrics struct {
 
 func (x *Metrics) Reset() {
 	*x = Metrics{}
-	mi := &file_protocols_agent_proto_msgTypes[64]
+	mi := &file_protocols_agent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3722,7 +3769,7 @@ func (x *Metrics) String() string {
 func (*Metrics) ProtoMessage() {}
 
 func (x *Metrics) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[64]
+	mi := &file_protocols_agent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3735,7 +3782,7 @@ func (x *Metrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metrics.ProtoReflect.Descriptor instead.
 func (*Metrics) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{64}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Metrics) GetMetrics() string {
@@ -3754,7 +3801,7 @@ type VolumeStatsRequest struct {
 
 func (x *VolumeStatsRequest) Reset() {
 	*x = VolumeStatsRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[65]
+	mi := &file_protocols_agent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3766,7 +3813,7 @@ func (x *VolumeStatsRequest) String() string {
 func (*VolumeStatsRequest) ProtoMessage() {}
 
 func (x *VolumeStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[65]
+	mi := &file_protocols_agent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3779,7 +3826,7 @@ func (x *VolumeStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStatsRequest.ProtoReflect.Descriptor instead.
 func (*VolumeStatsRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{65}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *VolumeStatsRequest) GetVolumeGuestPath() string {
@@ -3799,7 +3846,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[66]
+	mi := &file_protocols_agent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3811,7 +3858,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[66]
+	mi := &file_protocols_agent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3824,7 +3871,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{66}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ResizeVolumeRequest) GetVolumeGuestPath() string {
@@ -3850,7 +3897,7 @@ type SetPolicyRequest struct {
 
 func (x *SetPolicyRequest) Reset() {
 	*x = SetPolicyRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[67]
+	mi := &file_protocols_agent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3862,7 +3909,7 @@ func (x *SetPolicyRequest) String() string {
 func (*SetPolicyRequest) ProtoMessage() {}
 
 func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[67]
+	mi := &file_protocols_agent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3875,7 +3922,7 @@ func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{67}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *SetPolicyRequest) GetPolicy() string {
@@ -3895,7 +3942,7 @@ type GetDiagnosticDataRequest struct {
 
 func (x *GetDiagnosticDataRequest) Reset() {
 	*x = GetDiagnosticDataRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[68]
+	mi := &file_protocols_agent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3907,7 +3954,7 @@ func (x *GetDiagnosticDataRequest) String() string {
 func (*GetDiagnosticDataRequest) ProtoMessage() {}
 
 func (x *GetDiagnosticDataRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[68]
+	mi := &file_protocols_agent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3920,7 +3967,7 @@ func (x *GetDiagnosticDataRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDiagnosticDataRequest.ProtoReflect.Descriptor instead.
 func (*GetDiagnosticDataRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{68}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *GetDiagnosticDataRequest) GetLogType() string {
@@ -3946,7 +3993,7 @@ type GetDiagnosticDataResponse struct {
 
 func (x *GetDiagnosticDataResponse) Reset() {
 	*x = GetDiagnosticDataResponse{}
-	mi := &file_protocols_agent_proto_msgTypes[69]
+	mi := &file_protocols_agent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3958,7 +4005,7 @@ func (x *GetDiagnosticDataResponse) String() string {
 func (*GetDiagnosticDataResponse) ProtoMessage() {}
 
 func (x *GetDiagnosticDataResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[69]
+	mi := &file_protocols_agent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3971,7 +4018,7 @@ func (x *GetDiagnosticDataResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDiagnosticDataResponse.ProtoReflect.Descriptor instead.
 func (*GetDiagnosticDataResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{69}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *GetDiagnosticDataResponse) GetData() string {
@@ -3996,7 +4043,7 @@ type MemAgentMemcgConfig struct {
 
 func (x *MemAgentMemcgConfig) Reset() {
 	*x = MemAgentMemcgConfig{}
-	mi := &file_protocols_agent_proto_msgTypes[70]
+	mi := &file_protocols_agent_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4008,7 +4055,7 @@ func (x *MemAgentMemcgConfig) String() string {
 func (*MemAgentMemcgConfig) ProtoMessage() {}
 
 func (x *MemAgentMemcgConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[70]
+	mi := &file_protocols_agent_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4021,7 +4068,7 @@ func (x *MemAgentMemcgConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemAgentMemcgConfig.ProtoReflect.Descriptor instead.
 func (*MemAgentMemcgConfig) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{70}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *MemAgentMemcgConfig) GetDisabled() bool {
@@ -4089,7 +4136,7 @@ type MemAgentCompactConfig struct {
 
 func (x *MemAgentCompactConfig) Reset() {
 	*x = MemAgentCompactConfig{}
-	mi := &file_protocols_agent_proto_msgTypes[71]
+	mi := &file_protocols_agent_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4101,7 +4148,7 @@ func (x *MemAgentCompactConfig) String() string {
 func (*MemAgentCompactConfig) ProtoMessage() {}
 
 func (x *MemAgentCompactConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[71]
+	mi := &file_protocols_agent_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4114,7 +4161,7 @@ func (x *MemAgentCompactConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemAgentCompactConfig.ProtoReflect.Descriptor instead.
 func (*MemAgentCompactConfig) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{71}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *MemAgentCompactConfig) GetDisabled() bool {
@@ -4200,7 +4247,9 @@ const file_protocols_agent_proto_rawDesc = "" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"U\n" +
 	"\x16RemoveContainerRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x18\n" +
-	"\atimeout\x18\x02 \x01(\rR\atimeout\"\x8d\x02\n" +
+	"\atimeout\x18\x02 \x01(\rR\atimeout\"\x1f\n" +
+	"\vProcessMade\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\"\x8d\x02\n" +
 	"\x12ExecProcessRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x121\n" +
@@ -4496,12 +4545,12 @@ const file_protocols_agent_proto_rawDesc = "" +
 	"\x10_compact_sec_maxB\x10\n" +
 	"\x0e_compact_orderB\x14\n" +
 	"\x12_compact_thresholdB\x16\n" +
-	"\x14_compact_force_times2\xea\x16\n" +
-	"\fAgentService\x12G\n" +
-	"\x0fCreateContainer\x12\x1c.grpc.CreateContainerRequest\x1a\x16.google.protobuf.Empty\x12E\n" +
+	"\x14_compact_force_times2\xe0\x16\n" +
+	"\fAgentService\x12B\n" +
+	"\x0fCreateContainer\x12\x1c.grpc.CreateContainerRequest\x1a\x11.grpc.ProcessMade\x12E\n" +
 	"\x0eStartContainer\x12\x1b.grpc.StartContainerRequest\x1a\x16.google.protobuf.Empty\x12G\n" +
-	"\x0fRemoveContainer\x12\x1c.grpc.RemoveContainerRequest\x1a\x16.google.protobuf.Empty\x12?\n" +
-	"\vExecProcess\x12\x18.grpc.ExecProcessRequest\x1a\x16.google.protobuf.Empty\x12C\n" +
+	"\x0fRemoveContainer\x12\x1c.grpc.RemoveContainerRequest\x1a\x16.google.protobuf.Empty\x12:\n" +
+	"\vExecProcess\x12\x18.grpc.ExecProcessRequest\x1a\x11.grpc.ProcessMade\x12C\n" +
 	"\rSignalProcess\x12\x1a.grpc.SignalProcessRequest\x1a\x16.google.protobuf.Empty\x12B\n" +
 	"\vWaitProcess\x12\x18.grpc.WaitProcessRequest\x1a\x19.grpc.WaitProcessResponse\x12G\n" +
 	"\x0fUpdateContainer\x12\x1c.grpc.UpdateContainerRequest\x1a\x16.google.protobuf.Empty\x12S\n" +
@@ -4559,219 +4608,220 @@ func file_protocols_agent_proto_rawDescGZIP() []byte {
 	return file_protocols_agent_proto_rawDescData
 }
 
-var file_protocols_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
+var file_protocols_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
 var file_protocols_agent_proto_goTypes = []any{
 	(*CreateContainerRequest)(nil),                // 0: grpc.CreateContainerRequest
 	(*StartContainerRequest)(nil),                 // 1: grpc.StartContainerRequest
 	(*RemoveContainerRequest)(nil),                // 2: grpc.RemoveContainerRequest
-	(*ExecProcessRequest)(nil),                    // 3: grpc.ExecProcessRequest
-	(*SignalProcessRequest)(nil),                  // 4: grpc.SignalProcessRequest
-	(*WaitProcessRequest)(nil),                    // 5: grpc.WaitProcessRequest
-	(*WaitProcessResponse)(nil),                   // 6: grpc.WaitProcessResponse
-	(*UpdateContainerRequest)(nil),                // 7: grpc.UpdateContainerRequest
-	(*StatsContainerRequest)(nil),                 // 8: grpc.StatsContainerRequest
-	(*PauseContainerRequest)(nil),                 // 9: grpc.PauseContainerRequest
-	(*ResumeContainerRequest)(nil),                // 10: grpc.ResumeContainerRequest
-	(*CpuUsage)(nil),                              // 11: grpc.CpuUsage
-	(*ThrottlingData)(nil),                        // 12: grpc.ThrottlingData
-	(*CpuStats)(nil),                              // 13: grpc.CpuStats
-	(*PidsStats)(nil),                             // 14: grpc.PidsStats
-	(*MemoryData)(nil),                            // 15: grpc.MemoryData
-	(*MemoryStats)(nil),                           // 16: grpc.MemoryStats
-	(*BlkioStatsEntry)(nil),                       // 17: grpc.BlkioStatsEntry
-	(*BlkioStats)(nil),                            // 18: grpc.BlkioStats
-	(*HugetlbStats)(nil),                          // 19: grpc.HugetlbStats
-	(*CgroupStats)(nil),                           // 20: grpc.CgroupStats
-	(*NetworkStats)(nil),                          // 21: grpc.NetworkStats
-	(*StatsContainerResponse)(nil),                // 22: grpc.StatsContainerResponse
-	(*WriteStreamRequest)(nil),                    // 23: grpc.WriteStreamRequest
-	(*WriteStreamResponse)(nil),                   // 24: grpc.WriteStreamResponse
-	(*ReadStreamRequest)(nil),                     // 25: grpc.ReadStreamRequest
-	(*ReadStreamResponse)(nil),                    // 26: grpc.ReadStreamResponse
-	(*CloseStdinRequest)(nil),                     // 27: grpc.CloseStdinRequest
-	(*TtyWinResizeRequest)(nil),                   // 28: grpc.TtyWinResizeRequest
-	(*KernelModule)(nil),                          // 29: grpc.KernelModule
-	(*CreateSandboxRequest)(nil),                  // 30: grpc.CreateSandboxRequest
-	(*DestroySandboxRequest)(nil),                 // 31: grpc.DestroySandboxRequest
-	(*RemoveStaleVirtiofsShareMountsRequest)(nil), // 32: grpc.RemoveStaleVirtiofsShareMountsRequest
-	(*Interfaces)(nil),                            // 33: grpc.Interfaces
-	(*Routes)(nil),                                // 34: grpc.Routes
-	(*UpdateInterfaceRequest)(nil),                // 35: grpc.UpdateInterfaceRequest
-	(*UpdateRoutesRequest)(nil),                   // 36: grpc.UpdateRoutesRequest
-	(*UpdateEphemeralMountsRequest)(nil),          // 37: grpc.UpdateEphemeralMountsRequest
-	(*ListInterfacesRequest)(nil),                 // 38: grpc.ListInterfacesRequest
-	(*ListRoutesRequest)(nil),                     // 39: grpc.ListRoutesRequest
-	(*ARPNeighbors)(nil),                          // 40: grpc.ARPNeighbors
-	(*AddARPNeighborsRequest)(nil),                // 41: grpc.AddARPNeighborsRequest
-	(*GetIPTablesRequest)(nil),                    // 42: grpc.GetIPTablesRequest
-	(*GetIPTablesResponse)(nil),                   // 43: grpc.GetIPTablesResponse
-	(*SetIPTablesRequest)(nil),                    // 44: grpc.SetIPTablesRequest
-	(*SetIPTablesResponse)(nil),                   // 45: grpc.SetIPTablesResponse
-	(*OnlineCPUMemRequest)(nil),                   // 46: grpc.OnlineCPUMemRequest
-	(*ReseedRandomDevRequest)(nil),                // 47: grpc.ReseedRandomDevRequest
-	(*AgentDetails)(nil),                          // 48: grpc.AgentDetails
-	(*GuestDetailsRequest)(nil),                   // 49: grpc.GuestDetailsRequest
-	(*GuestDetailsResponse)(nil),                  // 50: grpc.GuestDetailsResponse
-	(*MemHotplugByProbeRequest)(nil),              // 51: grpc.MemHotplugByProbeRequest
-	(*SetGuestDateTimeRequest)(nil),               // 52: grpc.SetGuestDateTimeRequest
-	(*FSGroup)(nil),                               // 53: grpc.FSGroup
-	(*SharedMount)(nil),                           // 54: grpc.SharedMount
-	(*Storage)(nil),                               // 55: grpc.Storage
-	(*Device)(nil),                                // 56: grpc.Device
-	(*StringUser)(nil),                            // 57: grpc.StringUser
-	(*CopyFileRequest)(nil),                       // 58: grpc.CopyFileRequest
-	(*GetOOMEventRequest)(nil),                    // 59: grpc.GetOOMEventRequest
-	(*OOMEvent)(nil),                              // 60: grpc.OOMEvent
-	(*AddSwapRequest)(nil),                        // 61: grpc.AddSwapRequest
-	(*AddSwapPathRequest)(nil),                    // 62: grpc.AddSwapPathRequest
-	(*GetMetricsRequest)(nil),                     // 63: grpc.GetMetricsRequest
-	(*Metrics)(nil),                               // 64: grpc.Metrics
-	(*VolumeStatsRequest)(nil),                    // 65: grpc.VolumeStatsRequest
-	(*ResizeVolumeRequest)(nil),                   // 66: grpc.ResizeVolumeRequest
-	(*SetPolicyRequest)(nil),                      // 67: grpc.SetPolicyRequest
-	(*GetDiagnosticDataRequest)(nil),              // 68: grpc.GetDiagnosticDataRequest
-	(*GetDiagnosticDataResponse)(nil),             // 69: grpc.GetDiagnosticDataResponse
-	(*MemAgentMemcgConfig)(nil),                   // 70: grpc.MemAgentMemcgConfig
-	(*MemAgentCompactConfig)(nil),                 // 71: grpc.MemAgentCompactConfig
-	nil,                                           // 72: grpc.MemoryStats.StatsEntry
-	nil,                                           // 73: grpc.CgroupStats.HugetlbStatsEntry
-	(*Spec)(nil),                                  // 74: grpc.Spec
-	(*Process)(nil),                               // 75: grpc.Process
-	(*LinuxResources)(nil),                        // 76: grpc.LinuxResources
-	(*typespb.Interface)(nil),                     // 77: types.Interface
-	(*typespb.Route)(nil),                         // 78: types.Route
-	(*typespb.ARPNeighbor)(nil),                   // 79: types.ARPNeighbor
-	(typespb.FSGroupChangePolicy)(0),              // 80: types.FSGroupChangePolicy
-	(*emptypb.Empty)(nil),                         // 81: google.protobuf.Empty
-	(*VolumeStatsResponse)(nil),                   // 82: grpc.VolumeStatsResponse
+	(*ProcessMade)(nil),                           // 3: grpc.ProcessMade
+	(*ExecProcessRequest)(nil),                    // 4: grpc.ExecProcessRequest
+	(*SignalProcessRequest)(nil),                  // 5: grpc.SignalProcessRequest
+	(*WaitProcessRequest)(nil),                    // 6: grpc.WaitProcessRequest
+	(*WaitProcessResponse)(nil),                   // 7: grpc.WaitProcessResponse
+	(*UpdateContainerRequest)(nil),                // 8: grpc.UpdateContainerRequest
+	(*StatsContainerRequest)(nil),                 // 9: grpc.StatsContainerRequest
+	(*PauseContainerRequest)(nil),                 // 10: grpc.PauseContainerRequest
+	(*ResumeContainerRequest)(nil),                // 11: grpc.ResumeContainerRequest
+	(*CpuUsage)(nil),                              // 12: grpc.CpuUsage
+	(*ThrottlingData)(nil),                        // 13: grpc.ThrottlingData
+	(*CpuStats)(nil),                              // 14: grpc.CpuStats
+	(*PidsStats)(nil),                             // 15: grpc.PidsStats
+	(*MemoryData)(nil),                            // 16: grpc.MemoryData
+	(*MemoryStats)(nil),                           // 17: grpc.MemoryStats
+	(*BlkioStatsEntry)(nil),                       // 18: grpc.BlkioStatsEntry
+	(*BlkioStats)(nil),                            // 19: grpc.BlkioStats
+	(*HugetlbStats)(nil),                          // 20: grpc.HugetlbStats
+	(*CgroupStats)(nil),                           // 21: grpc.CgroupStats
+	(*NetworkStats)(nil),                          // 22: grpc.NetworkStats
+	(*StatsContainerResponse)(nil),                // 23: grpc.StatsContainerResponse
+	(*WriteStreamRequest)(nil),                    // 24: grpc.WriteStreamRequest
+	(*WriteStreamResponse)(nil),                   // 25: grpc.WriteStreamResponse
+	(*ReadStreamRequest)(nil),                     // 26: grpc.ReadStreamRequest
+	(*ReadStreamResponse)(nil),                    // 27: grpc.ReadStreamResponse
+	(*CloseStdinRequest)(nil),                     // 28: grpc.CloseStdinRequest
+	(*TtyWinResizeRequest)(nil),                   // 29: grpc.TtyWinResizeRequest
+	(*KernelModule)(nil),                          // 30: grpc.KernelModule
+	(*CreateSandboxRequest)(nil),                  // 31: grpc.CreateSandboxRequest
+	(*DestroySandboxRequest)(nil),                 // 32: grpc.DestroySandboxRequest
+	(*RemoveStaleVirtiofsShareMountsRequest)(nil), // 33: grpc.RemoveStaleVirtiofsShareMountsRequest
+	(*Interfaces)(nil),                            // 34: grpc.Interfaces
+	(*Routes)(nil),                                // 35: grpc.Routes
+	(*UpdateInterfaceRequest)(nil),                // 36: grpc.UpdateInterfaceRequest
+	(*UpdateRoutesRequest)(nil),                   // 37: grpc.UpdateRoutesRequest
+	(*UpdateEphemeralMountsRequest)(nil),          // 38: grpc.UpdateEphemeralMountsRequest
+	(*ListInterfacesRequest)(nil),                 // 39: grpc.ListInterfacesRequest
+	(*ListRoutesRequest)(nil),                     // 40: grpc.ListRoutesRequest
+	(*ARPNeighbors)(nil),                          // 41: grpc.ARPNeighbors
+	(*AddARPNeighborsRequest)(nil),                // 42: grpc.AddARPNeighborsRequest
+	(*GetIPTablesRequest)(nil),                    // 43: grpc.GetIPTablesRequest
+	(*GetIPTablesResponse)(nil),                   // 44: grpc.GetIPTablesResponse
+	(*SetIPTablesRequest)(nil),                    // 45: grpc.SetIPTablesRequest
+	(*SetIPTablesResponse)(nil),                   // 46: grpc.SetIPTablesResponse
+	(*OnlineCPUMemRequest)(nil),                   // 47: grpc.OnlineCPUMemRequest
+	(*ReseedRandomDevRequest)(nil),                // 48: grpc.ReseedRandomDevRequest
+	(*AgentDetails)(nil),                          // 49: grpc.AgentDetails
+	(*GuestDetailsRequest)(nil),                   // 50: grpc.GuestDetailsRequest
+	(*GuestDetailsResponse)(nil),                  // 51: grpc.GuestDetailsResponse
+	(*MemHotplugByProbeRequest)(nil),              // 52: grpc.MemHotplugByProbeRequest
+	(*SetGuestDateTimeRequest)(nil),               // 53: grpc.SetGuestDateTimeRequest
+	(*FSGroup)(nil),                               // 54: grpc.FSGroup
+	(*SharedMount)(nil),                           // 55: grpc.SharedMount
+	(*Storage)(nil),                               // 56: grpc.Storage
+	(*Device)(nil),                                // 57: grpc.Device
+	(*StringUser)(nil),                            // 58: grpc.StringUser
+	(*CopyFileRequest)(nil),                       // 59: grpc.CopyFileRequest
+	(*GetOOMEventRequest)(nil),                    // 60: grpc.GetOOMEventRequest
+	(*OOMEvent)(nil),                              // 61: grpc.OOMEvent
+	(*AddSwapRequest)(nil),                        // 62: grpc.AddSwapRequest
+	(*AddSwapPathRequest)(nil),                    // 63: grpc.AddSwapPathRequest
+	(*GetMetricsRequest)(nil),                     // 64: grpc.GetMetricsRequest
+	(*Metrics)(nil),                               // 65: grpc.Metrics
+	(*VolumeStatsRequest)(nil),                    // 66: grpc.VolumeStatsRequest
+	(*ResizeVolumeRequest)(nil),                   // 67: grpc.ResizeVolumeRequest
+	(*SetPolicyRequest)(nil),                      // 68: grpc.SetPolicyRequest
+	(*GetDiagnosticDataRequest)(nil),              // 69: grpc.GetDiagnosticDataRequest
+	(*GetDiagnosticDataResponse)(nil),             // 70: grpc.GetDiagnosticDataResponse
+	(*MemAgentMemcgConfig)(nil),                   // 71: grpc.MemAgentMemcgConfig
+	(*MemAgentCompactConfig)(nil),                 // 72: grpc.MemAgentCompactConfig
+	nil,                                           // 73: grpc.MemoryStats.StatsEntry
+	nil,                                           // 74: grpc.CgroupStats.HugetlbStatsEntry
+	(*Spec)(nil),                                  // 75: grpc.Spec
+	(*Process)(nil),                               // 76: grpc.Process
+	(*LinuxResources)(nil),                        // 77: grpc.LinuxResources
+	(*typespb.Interface)(nil),                     // 78: types.Interface
+	(*typespb.Route)(nil),                         // 79: types.Route
+	(*typespb.ARPNeighbor)(nil),                   // 80: types.ARPNeighbor
+	(typespb.FSGroupChangePolicy)(0),              // 81: types.FSGroupChangePolicy
+	(*emptypb.Empty)(nil),                         // 82: google.protobuf.Empty
+	(*VolumeStatsResponse)(nil),                   // 83: grpc.VolumeStatsResponse
 }
 var file_protocols_agent_proto_depIdxs = []int32{
-	57, // 0: grpc.CreateContainerRequest.string_user:type_name -> grpc.StringUser
-	56, // 1: grpc.CreateContainerRequest.devices:type_name -> grpc.Device
-	55, // 2: grpc.CreateContainerRequest.storages:type_name -> grpc.Storage
-	74, // 3: grpc.CreateContainerRequest.OCI:type_name -> grpc.Spec
-	54, // 4: grpc.CreateContainerRequest.shared_mounts:type_name -> grpc.SharedMount
-	57, // 5: grpc.ExecProcessRequest.string_user:type_name -> grpc.StringUser
-	75, // 6: grpc.ExecProcessRequest.process:type_name -> grpc.Process
-	76, // 7: grpc.UpdateContainerRequest.resources:type_name -> grpc.LinuxResources
-	11, // 8: grpc.CpuStats.cpu_usage:type_name -> grpc.CpuUsage
-	12, // 9: grpc.CpuStats.throttling_data:type_name -> grpc.ThrottlingData
-	15, // 10: grpc.MemoryStats.usage:type_name -> grpc.MemoryData
-	15, // 11: grpc.MemoryStats.swap_usage:type_name -> grpc.MemoryData
-	15, // 12: grpc.MemoryStats.kernel_usage:type_name -> grpc.MemoryData
-	72, // 13: grpc.MemoryStats.stats:type_name -> grpc.MemoryStats.StatsEntry
-	17, // 14: grpc.BlkioStats.io_service_bytes_recursive:type_name -> grpc.BlkioStatsEntry
-	17, // 15: grpc.BlkioStats.io_serviced_recursive:type_name -> grpc.BlkioStatsEntry
-	17, // 16: grpc.BlkioStats.io_queued_recursive:type_name -> grpc.BlkioStatsEntry
-	17, // 17: grpc.BlkioStats.io_service_time_recursive:type_name -> grpc.BlkioStatsEntry
-	17, // 18: grpc.BlkioStats.io_wait_time_recursive:type_name -> grpc.BlkioStatsEntry
-	17, // 19: grpc.BlkioStats.io_merged_recursive:type_name -> grpc.BlkioStatsEntry
-	17, // 20: grpc.BlkioStats.io_time_recursive:type_name -> grpc.BlkioStatsEntry
-	17, // 21: grpc.BlkioStats.sectors_recursive:type_name -> grpc.BlkioStatsEntry
-	13, // 22: grpc.CgroupStats.cpu_stats:type_name -> grpc.CpuStats
-	16, // 23: grpc.CgroupStats.memory_stats:type_name -> grpc.MemoryStats
-	14, // 24: grpc.CgroupStats.pids_stats:type_name -> grpc.PidsStats
-	18, // 25: grpc.CgroupStats.blkio_stats:type_name -> grpc.BlkioStats
-	73, // 26: grpc.CgroupStats.hugetlb_stats:type_name -> grpc.CgroupStats.HugetlbStatsEntry
-	20, // 27: grpc.StatsContainerResponse.cgroup_stats:type_name -> grpc.CgroupStats
-	21, // 28: grpc.StatsContainerResponse.network_stats:type_name -> grpc.NetworkStats
-	55, // 29: grpc.CreateSandboxRequest.storages:type_name -> grpc.Storage
-	29, // 30: grpc.CreateSandboxRequest.kernel_modules:type_name -> grpc.KernelModule
-	77, // 31: grpc.Interfaces.Interfaces:type_name -> types.Interface
-	78, // 32: grpc.Routes.Routes:type_name -> types.Route
-	77, // 33: grpc.UpdateInterfaceRequest.interface:type_name -> types.Interface
-	34, // 34: grpc.UpdateRoutesRequest.routes:type_name -> grpc.Routes
-	55, // 35: grpc.UpdateEphemeralMountsRequest.storages:type_name -> grpc.Storage
-	79, // 36: grpc.ARPNeighbors.ARPNeighbors:type_name -> types.ARPNeighbor
-	40, // 37: grpc.AddARPNeighborsRequest.neighbors:type_name -> grpc.ARPNeighbors
-	48, // 38: grpc.GuestDetailsResponse.agent_details:type_name -> grpc.AgentDetails
-	80, // 39: grpc.FSGroup.group_change_policy:type_name -> types.FSGroupChangePolicy
-	53, // 40: grpc.Storage.fs_group:type_name -> grpc.FSGroup
-	19, // 41: grpc.CgroupStats.HugetlbStatsEntry.value:type_name -> grpc.HugetlbStats
+	58, // 0: grpc.CreateContainerRequest.string_user:type_name -> grpc.StringUser
+	57, // 1: grpc.CreateContainerRequest.devices:type_name -> grpc.Device
+	56, // 2: grpc.CreateContainerRequest.storages:type_name -> grpc.Storage
+	75, // 3: grpc.CreateContainerRequest.OCI:type_name -> grpc.Spec
+	55, // 4: grpc.CreateContainerRequest.shared_mounts:type_name -> grpc.SharedMount
+	58, // 5: grpc.ExecProcessRequest.string_user:type_name -> grpc.StringUser
+	76, // 6: grpc.ExecProcessRequest.process:type_name -> grpc.Process
+	77, // 7: grpc.UpdateContainerRequest.resources:type_name -> grpc.LinuxResources
+	12, // 8: grpc.CpuStats.cpu_usage:type_name -> grpc.CpuUsage
+	13, // 9: grpc.CpuStats.throttling_data:type_name -> grpc.ThrottlingData
+	16, // 10: grpc.MemoryStats.usage:type_name -> grpc.MemoryData
+	16, // 11: grpc.MemoryStats.swap_usage:type_name -> grpc.MemoryData
+	16, // 12: grpc.MemoryStats.kernel_usage:type_name -> grpc.MemoryData
+	73, // 13: grpc.MemoryStats.stats:type_name -> grpc.MemoryStats.StatsEntry
+	18, // 14: grpc.BlkioStats.io_service_bytes_recursive:type_name -> grpc.BlkioStatsEntry
+	18, // 15: grpc.BlkioStats.io_serviced_recursive:type_name -> grpc.BlkioStatsEntry
+	18, // 16: grpc.BlkioStats.io_queued_recursive:type_name -> grpc.BlkioStatsEntry
+	18, // 17: grpc.BlkioStats.io_service_time_recursive:type_name -> grpc.BlkioStatsEntry
+	18, // 18: grpc.BlkioStats.io_wait_time_recursive:type_name -> grpc.BlkioStatsEntry
+	18, // 19: grpc.BlkioStats.io_merged_recursive:type_name -> grpc.BlkioStatsEntry
+	18, // 20: grpc.BlkioStats.io_time_recursive:type_name -> grpc.BlkioStatsEntry
+	18, // 21: grpc.BlkioStats.sectors_recursive:type_name -> grpc.BlkioStatsEntry
+	14, // 22: grpc.CgroupStats.cpu_stats:type_name -> grpc.CpuStats
+	17, // 23: grpc.CgroupStats.memory_stats:type_name -> grpc.MemoryStats
+	15, // 24: grpc.CgroupStats.pids_stats:type_name -> grpc.PidsStats
+	19, // 25: grpc.CgroupStats.blkio_stats:type_name -> grpc.BlkioStats
+	74, // 26: grpc.CgroupStats.hugetlb_stats:type_name -> grpc.CgroupStats.HugetlbStatsEntry
+	21, // 27: grpc.StatsContainerResponse.cgroup_stats:type_name -> grpc.CgroupStats
+	22, // 28: grpc.StatsContainerResponse.network_stats:type_name -> grpc.NetworkStats
+	56, // 29: grpc.CreateSandboxRequest.storages:type_name -> grpc.Storage
+	30, // 30: grpc.CreateSandboxRequest.kernel_modules:type_name -> grpc.KernelModule
+	78, // 31: grpc.Interfaces.Interfaces:type_name -> types.Interface
+	79, // 32: grpc.Routes.Routes:type_name -> types.Route
+	78, // 33: grpc.UpdateInterfaceRequest.interface:type_name -> types.Interface
+	35, // 34: grpc.UpdateRoutesRequest.routes:type_name -> grpc.Routes
+	56, // 35: grpc.UpdateEphemeralMountsRequest.storages:type_name -> grpc.Storage
+	80, // 36: grpc.ARPNeighbors.ARPNeighbors:type_name -> types.ARPNeighbor
+	41, // 37: grpc.AddARPNeighborsRequest.neighbors:type_name -> grpc.ARPNeighbors
+	49, // 38: grpc.GuestDetailsResponse.agent_details:type_name -> grpc.AgentDetails
+	81, // 39: grpc.FSGroup.group_change_policy:type_name -> types.FSGroupChangePolicy
+	54, // 40: grpc.Storage.fs_group:type_name -> grpc.FSGroup
+	20, // 41: grpc.CgroupStats.HugetlbStatsEntry.value:type_name -> grpc.HugetlbStats
 	0,  // 42: grpc.AgentService.CreateContainer:input_type -> grpc.CreateContainerRequest
 	1,  // 43: grpc.AgentService.StartContainer:input_type -> grpc.StartContainerRequest
 	2,  // 44: grpc.AgentService.RemoveContainer:input_type -> grpc.RemoveContainerRequest
-	3,  // 45: grpc.AgentService.ExecProcess:input_type -> grpc.ExecProcessRequest
-	4,  // 46: grpc.AgentService.SignalProcess:input_type -> grpc.SignalProcessRequest
-	5,  // 47: grpc.AgentService.WaitProcess:input_type -> grpc.WaitProcessRequest
-	7,  // 48: grpc.AgentService.UpdateContainer:input_type -> grpc.UpdateContainerRequest
-	37, // 49: grpc.AgentService.UpdateEphemeralMounts:input_type -> grpc.UpdateEphemeralMountsRequest
-	8,  // 50: grpc.AgentService.StatsContainer:input_type -> grpc.StatsContainerRequest
-	9,  // 51: grpc.AgentService.PauseContainer:input_type -> grpc.PauseContainerRequest
-	10, // 52: grpc.AgentService.ResumeContainer:input_type -> grpc.ResumeContainerRequest
-	32, // 53: grpc.AgentService.RemoveStaleVirtiofsShareMounts:input_type -> grpc.RemoveStaleVirtiofsShareMountsRequest
-	68, // 54: grpc.AgentService.GetDiagnosticData:input_type -> grpc.GetDiagnosticDataRequest
-	23, // 55: grpc.AgentService.WriteStdin:input_type -> grpc.WriteStreamRequest
-	25, // 56: grpc.AgentService.ReadStdout:input_type -> grpc.ReadStreamRequest
-	25, // 57: grpc.AgentService.ReadStderr:input_type -> grpc.ReadStreamRequest
-	27, // 58: grpc.AgentService.CloseStdin:input_type -> grpc.CloseStdinRequest
-	28, // 59: grpc.AgentService.TtyWinResize:input_type -> grpc.TtyWinResizeRequest
-	35, // 60: grpc.AgentService.UpdateInterface:input_type -> grpc.UpdateInterfaceRequest
-	36, // 61: grpc.AgentService.UpdateRoutes:input_type -> grpc.UpdateRoutesRequest
-	38, // 62: grpc.AgentService.ListInterfaces:input_type -> grpc.ListInterfacesRequest
-	39, // 63: grpc.AgentService.ListRoutes:input_type -> grpc.ListRoutesRequest
-	41, // 64: grpc.AgentService.AddARPNeighbors:input_type -> grpc.AddARPNeighborsRequest
-	42, // 65: grpc.AgentService.GetIPTables:input_type -> grpc.GetIPTablesRequest
-	44, // 66: grpc.AgentService.SetIPTables:input_type -> grpc.SetIPTablesRequest
-	63, // 67: grpc.AgentService.GetMetrics:input_type -> grpc.GetMetricsRequest
-	70, // 68: grpc.AgentService.MemAgentMemcgSet:input_type -> grpc.MemAgentMemcgConfig
-	71, // 69: grpc.AgentService.MemAgentCompactSet:input_type -> grpc.MemAgentCompactConfig
-	30, // 70: grpc.AgentService.CreateSandbox:input_type -> grpc.CreateSandboxRequest
-	31, // 71: grpc.AgentService.DestroySandbox:input_type -> grpc.DestroySandboxRequest
-	46, // 72: grpc.AgentService.OnlineCPUMem:input_type -> grpc.OnlineCPUMemRequest
-	47, // 73: grpc.AgentService.ReseedRandomDev:input_type -> grpc.ReseedRandomDevRequest
-	49, // 74: grpc.AgentService.GetGuestDetails:input_type -> grpc.GuestDetailsRequest
-	51, // 75: grpc.AgentService.MemHotplugByProbe:input_type -> grpc.MemHotplugByProbeRequest
-	52, // 76: grpc.AgentService.SetGuestDateTime:input_type -> grpc.SetGuestDateTimeRequest
-	58, // 77: grpc.AgentService.CopyFile:input_type -> grpc.CopyFileRequest
-	59, // 78: grpc.AgentService.GetOOMEvent:input_type -> grpc.GetOOMEventRequest
-	61, // 79: grpc.AgentService.AddSwap:input_type -> grpc.AddSwapRequest
-	62, // 80: grpc.AgentService.AddSwapPath:input_type -> grpc.AddSwapPathRequest
-	65, // 81: grpc.AgentService.GetVolumeStats:input_type -> grpc.VolumeStatsRequest
-	66, // 82: grpc.AgentService.ResizeVolume:input_type -> grpc.ResizeVolumeRequest
-	67, // 83: grpc.AgentService.SetPolicy:input_type -> grpc.SetPolicyRequest
-	81, // 84: grpc.AgentService.CreateContainer:output_type -> google.protobuf.Empty
-	81, // 85: grpc.AgentService.StartContainer:output_type -> google.protobuf.Empty
-	81, // 86: grpc.AgentService.RemoveContainer:output_type -> google.protobuf.Empty
-	81, // 87: grpc.AgentService.ExecProcess:output_type -> google.protobuf.Empty
-	81, // 88: grpc.AgentService.SignalProcess:output_type -> google.protobuf.Empty
-	6,  // 89: grpc.AgentService.WaitProcess:output_type -> grpc.WaitProcessResponse
-	81, // 90: grpc.AgentService.UpdateContainer:output_type -> google.protobuf.Empty
-	81, // 91: grpc.AgentService.UpdateEphemeralMounts:output_type -> google.protobuf.Empty
-	22, // 92: grpc.AgentService.StatsContainer:output_type -> grpc.StatsContainerResponse
-	81, // 93: grpc.AgentService.PauseContainer:output_type -> google.protobuf.Empty
-	81, // 94: grpc.AgentService.ResumeContainer:output_type -> google.protobuf.Empty
-	81, // 95: grpc.AgentService.RemoveStaleVirtiofsShareMounts:output_type -> google.protobuf.Empty
-	69, // 96: grpc.AgentService.GetDiagnosticData:output_type -> grpc.GetDiagnosticDataResponse
-	24, // 97: grpc.AgentService.WriteStdin:output_type -> grpc.WriteStreamResponse
-	26, // 98: grpc.AgentService.ReadStdout:output_type -> grpc.ReadStreamResponse
-	26, // 99: grpc.AgentService.ReadStderr:output_type -> grpc.ReadStreamResponse
-	81, // 100: grpc.AgentService.CloseStdin:output_type -> google.protobuf.Empty
-	81, // 101: grpc.AgentService.TtyWinResize:output_type -> google.protobuf.Empty
-	77, // 102: grpc.AgentService.UpdateInterface:output_type -> types.Interface
-	34, // 103: grpc.AgentService.UpdateRoutes:output_type -> grpc.Routes
-	33, // 104: grpc.AgentService.ListInterfaces:output_type -> grpc.Interfaces
-	34, // 105: grpc.AgentService.ListRoutes:output_type -> grpc.Routes
-	81, // 106: grpc.AgentService.AddARPNeighbors:output_type -> google.protobuf.Empty
-	43, // 107: grpc.AgentService.GetIPTables:output_type -> grpc.GetIPTablesResponse
-	45, // 108: grpc.AgentService.SetIPTables:output_type -> grpc.SetIPTablesResponse
-	64, // 109: grpc.AgentService.GetMetrics:output_type -> grpc.Metrics
-	81, // 110: grpc.AgentService.MemAgentMemcgSet:output_type -> google.protobuf.Empty
-	81, // 111: grpc.AgentService.MemAgentCompactSet:output_type -> google.protobuf.Empty
-	81, // 112: grpc.AgentService.CreateSandbox:output_type -> google.protobuf.Empty
-	81, // 113: grpc.AgentService.DestroySandbox:output_type -> google.protobuf.Empty
-	81, // 114: grpc.AgentService.OnlineCPUMem:output_type -> google.protobuf.Empty
-	81, // 115: grpc.AgentService.ReseedRandomDev:output_type -> google.protobuf.Empty
-	50, // 116: grpc.AgentService.GetGuestDetails:output_type -> grpc.GuestDetailsResponse
-	81, // 117: grpc.AgentService.MemHotplugByProbe:output_type -> google.protobuf.Empty
-	81, // 118: grpc.AgentService.SetGuestDateTime:output_type -> google.protobuf.Empty
-	81, // 119: grpc.AgentService.CopyFile:output_type -> google.protobuf.Empty
-	60, // 120: grpc.AgentService.GetOOMEvent:output_type -> grpc.OOMEvent
-	81, // 121: grpc.AgentService.AddSwap:output_type -> google.protobuf.Empty
-	81, // 122: grpc.AgentService.AddSwapPath:output_type -> google.protobuf.Empty
-	82, // 123: grpc.AgentService.GetVolumeStats:output_type -> grpc.VolumeStatsResponse
-	81, // 124: grpc.AgentService.ResizeVolume:output_type -> google.protobuf.Empty
-	81, // 125: grpc.AgentService.SetPolicy:output_type -> google.protobuf.Empty
+	4,  // 45: grpc.AgentService.ExecProcess:input_type -> grpc.ExecProcessRequest
+	5,  // 46: grpc.AgentService.SignalProcess:input_type -> grpc.SignalProcessRequest
+	6,  // 47: grpc.AgentService.WaitProcess:input_type -> grpc.WaitProcessRequest
+	8,  // 48: grpc.AgentService.UpdateContainer:input_type -> grpc.UpdateContainerRequest
+	38, // 49: grpc.AgentService.UpdateEphemeralMounts:input_type -> grpc.UpdateEphemeralMountsRequest
+	9,  // 50: grpc.AgentService.StatsContainer:input_type -> grpc.StatsContainerRequest
+	10, // 51: grpc.AgentService.PauseContainer:input_type -> grpc.PauseContainerRequest
+	11, // 52: grpc.AgentService.ResumeContainer:input_type -> grpc.ResumeContainerRequest
+	33, // 53: grpc.AgentService.RemoveStaleVirtiofsShareMounts:input_type -> grpc.RemoveStaleVirtiofsShareMountsRequest
+	69, // 54: grpc.AgentService.GetDiagnosticData:input_type -> grpc.GetDiagnosticDataRequest
+	24, // 55: grpc.AgentService.WriteStdin:input_type -> grpc.WriteStreamRequest
+	26, // 56: grpc.AgentService.ReadStdout:input_type -> grpc.ReadStreamRequest
+	26, // 57: grpc.AgentService.ReadStderr:input_type -> grpc.ReadStreamRequest
+	28, // 58: grpc.AgentService.CloseStdin:input_type -> grpc.CloseStdinRequest
+	29, // 59: grpc.AgentService.TtyWinResize:input_type -> grpc.TtyWinResizeRequest
+	36, // 60: grpc.AgentService.UpdateInterface:input_type -> grpc.UpdateInterfaceRequest
+	37, // 61: grpc.AgentService.UpdateRoutes:input_type -> grpc.UpdateRoutesRequest
+	39, // 62: grpc.AgentService.ListInterfaces:input_type -> grpc.ListInterfacesRequest
+	40, // 63: grpc.AgentService.ListRoutes:input_type -> grpc.ListRoutesRequest
+	42, // 64: grpc.AgentService.AddARPNeighbors:input_type -> grpc.AddARPNeighborsRequest
+	43, // 65: grpc.AgentService.GetIPTables:input_type -> grpc.GetIPTablesRequest
+	45, // 66: grpc.AgentService.SetIPTables:input_type -> grpc.SetIPTablesRequest
+	64, // 67: grpc.AgentService.GetMetrics:input_type -> grpc.GetMetricsRequest
+	71, // 68: grpc.AgentService.MemAgentMemcgSet:input_type -> grpc.MemAgentMemcgConfig
+	72, // 69: grpc.AgentService.MemAgentCompactSet:input_type -> grpc.MemAgentCompactConfig
+	31, // 70: grpc.AgentService.CreateSandbox:input_type -> grpc.CreateSandboxRequest
+	32, // 71: grpc.AgentService.DestroySandbox:input_type -> grpc.DestroySandboxRequest
+	47, // 72: grpc.AgentService.OnlineCPUMem:input_type -> grpc.OnlineCPUMemRequest
+	48, // 73: grpc.AgentService.ReseedRandomDev:input_type -> grpc.ReseedRandomDevRequest
+	50, // 74: grpc.AgentService.GetGuestDetails:input_type -> grpc.GuestDetailsRequest
+	52, // 75: grpc.AgentService.MemHotplugByProbe:input_type -> grpc.MemHotplugByProbeRequest
+	53, // 76: grpc.AgentService.SetGuestDateTime:input_type -> grpc.SetGuestDateTimeRequest
+	59, // 77: grpc.AgentService.CopyFile:input_type -> grpc.CopyFileRequest
+	60, // 78: grpc.AgentService.GetOOMEvent:input_type -> grpc.GetOOMEventRequest
+	62, // 79: grpc.AgentService.AddSwap:input_type -> grpc.AddSwapRequest
+	63, // 80: grpc.AgentService.AddSwapPath:input_type -> grpc.AddSwapPathRequest
+	66, // 81: grpc.AgentService.GetVolumeStats:input_type -> grpc.VolumeStatsRequest
+	67, // 82: grpc.AgentService.ResizeVolume:input_type -> grpc.ResizeVolumeRequest
+	68, // 83: grpc.AgentService.SetPolicy:input_type -> grpc.SetPolicyRequest
+	3,  // 84: grpc.AgentService.CreateContainer:output_type -> grpc.ProcessMade
+	82, // 85: grpc.AgentService.StartContainer:output_type -> google.protobuf.Empty
+	82, // 86: grpc.AgentService.RemoveContainer:output_type -> google.protobuf.Empty
+	3,  // 87: grpc.AgentService.ExecProcess:output_type -> grpc.ProcessMade
+	82, // 88: grpc.AgentService.SignalProcess:output_type -> google.protobuf.Empty
+	7,  // 89: grpc.AgentService.WaitProcess:output_type -> grpc.WaitProcessResponse
+	82, // 90: grpc.AgentService.UpdateContainer:output_type -> google.protobuf.Empty
+	82, // 91: grpc.AgentService.UpdateEphemeralMounts:output_type -> google.protobuf.Empty
+	23, // 92: grpc.AgentService.StatsContainer:output_type -> grpc.StatsContainerResponse
+	82, // 93: grpc.AgentService.PauseContainer:output_type -> google.protobuf.Empty
+	82, // 94: grpc.AgentService.ResumeContainer:output_type -> google.protobuf.Empty
+	82, // 95: grpc.AgentService.RemoveStaleVirtiofsShareMounts:output_type -> google.protobuf.Empty
+	70, // 96: grpc.AgentService.GetDiagnosticData:output_type -> grpc.GetDiagnosticDataResponse
+	25, // 97: grpc.AgentService.WriteStdin:output_type -> grpc.WriteStreamResponse
+	27, // 98: grpc.AgentService.ReadStdout:output_type -> grpc.ReadStreamResponse
+	27, // 99: grpc.AgentService.ReadStderr:output_type -> grpc.ReadStreamResponse
+	82, // 100: grpc.AgentService.CloseStdin:output_type -> google.protobuf.Empty
+	82, // 101: grpc.AgentService.TtyWinResize:output_type -> google.protobuf.Empty
+	78, // 102: grpc.AgentService.UpdateInterface:output_type -> types.Interface
+	35, // 103: grpc.AgentService.UpdateRoutes:output_type -> grpc.Routes
+	34, // 104: grpc.AgentService.ListInterfaces:output_type -> grpc.Interfaces
+	35, // 105: grpc.AgentService.ListRoutes:output_type -> grpc.Routes
+	82, // 106: grpc.AgentService.AddARPNeighbors:output_type -> google.protobuf.Empty
+	44, // 107: grpc.AgentService.GetIPTables:output_type -> grpc.GetIPTablesResponse
+	46, // 108: grpc.AgentService.SetIPTables:output_type -> grpc.SetIPTablesResponse
+	65, // 109: grpc.AgentService.GetMetrics:output_type -> grpc.Metrics
+	82, // 110: grpc.AgentService.MemAgentMemcgSet:output_type -> google.protobuf.Empty
+	82, // 111: grpc.AgentService.MemAgentCompactSet:output_type -> google.protobuf.Empty
+	82, // 112: grpc.AgentService.CreateSandbox:output_type -> google.protobuf.Empty
+	82, // 113: grpc.AgentService.DestroySandbox:output_type -> google.protobuf.Empty
+	82, // 114: grpc.AgentService.OnlineCPUMem:output_type -> google.protobuf.Empty
+	82, // 115: grpc.AgentService.ReseedRandomDev:output_type -> google.protobuf.Empty
+	51, // 116: grpc.AgentService.GetGuestDetails:output_type -> grpc.GuestDetailsResponse
+	82, // 117: grpc.AgentService.MemHotplugByProbe:output_type -> google.protobuf.Empty
+	82, // 118: grpc.AgentService.SetGuestDateTime:output_type -> google.protobuf.Empty
+	82, // 119: grpc.AgentService.CopyFile:output_type -> google.protobuf.Empty
+	61, // 120: grpc.AgentService.GetOOMEvent:output_type -> grpc.OOMEvent
+	82, // 121: grpc.AgentService.AddSwap:output_type -> google.protobuf.Empty
+	82, // 122: grpc.AgentService.AddSwapPath:output_type -> google.protobuf.Empty
+	83, // 123: grpc.AgentService.GetVolumeStats:output_type -> grpc.VolumeStatsResponse
+	82, // 124: grpc.AgentService.ResizeVolume:output_type -> google.protobuf.Empty
+	82, // 125: grpc.AgentService.SetPolicy:output_type -> google.protobuf.Empty
 	84, // [84:126] is the sub-list for method output_type
 	42, // [42:84] is the sub-list for method input_type
 	42, // [42:42] is the sub-list for extension type_name
@@ -4786,15 +4836,15 @@ func file_protocols_agent_proto_init() {
 	}
 	file_protocols_oci_proto_init()
 	file_protocols_csi_proto_init()
-	file_protocols_agent_proto_msgTypes[70].OneofWrappers = []any{}
 	file_protocols_agent_proto_msgTypes[71].OneofWrappers = []any{}
+	file_protocols_agent_proto_msgTypes[72].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_protocols_agent_proto_rawDesc), len(file_protocols_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   74,
+			NumMessages:   75,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

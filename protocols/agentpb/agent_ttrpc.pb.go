@@ -10,10 +10,10 @@ import (
 )
 
 type AgentServiceService interface {
-	CreateContainer(context.Context, *CreateContainerRequest) (*emptypb.Empty, error)
+	CreateContainer(context.Context, *CreateContainerRequest) (*ProcessMade, error)
 	StartContainer(context.Context, *StartContainerRequest) (*emptypb.Empty, error)
 	RemoveContainer(context.Context, *RemoveContainerRequest) (*emptypb.Empty, error)
-	ExecProcess(context.Context, *ExecProcessRequest) (*emptypb.Empty, error)
+	ExecProcess(context.Context, *ExecProcessRequest) (*ProcessMade, error)
 	SignalProcess(context.Context, *SignalProcessRequest) (*emptypb.Empty, error)
 	WaitProcess(context.Context, *WaitProcessRequest) (*WaitProcessResponse, error)
 	UpdateContainer(context.Context, *UpdateContainerRequest) (*emptypb.Empty, error)
@@ -365,8 +365,8 @@ func NewAgentServiceClient(client *ttrpc.Client) AgentServiceService {
 	}
 }
 
-func (c *agentserviceClient) CreateContainer(ctx context.Context, req *CreateContainerRequest) (*emptypb.Empty, error) {
-	var resp emptypb.Empty
+func (c *agentserviceClient) CreateContainer(ctx context.Context, req *CreateContainerRequest) (*ProcessMade, error) {
+	var resp ProcessMade
 	if err := c.client.Call(ctx, "grpc.AgentService", "CreateContainer", req, &resp); err != nil {
 		return nil, err
 	}
@@ -389,8 +389,8 @@ func (c *agentserviceClient) RemoveContainer(ctx context.Context, req *RemoveCon
 	return &resp, nil
 }
 
-func (c *agentserviceClient) ExecProcess(ctx context.Context, req *ExecProcessRequest) (*emptypb.Empty, error) {
-	var resp emptypb.Empty
+func (c *agentserviceClient) ExecProcess(ctx context.Context, req *ExecProcessRequest) (*ProcessMade, error) {
+	var resp ProcessMade
 	if err := c.client.Call(ctx, "grpc.AgentService", "ExecProcess", req, &resp); err != nil {
 		return nil, err
 	}

@@ -43,11 +43,14 @@ type Agent struct {
 	// Programs are what containers can run beside the built-in ones (see builtin),
 	// by the first argument.
 	Programs map[string]Program
+	// ClockSet, when set, is called when the host sets the guest's clock.
+	ClockSet func()
 
 	mu         sync.Mutex
 	calls      []string                 // guarded by mu
 	requests   map[string]proto.Message // guarded by mu
 	containers map[string]*container    // guarded by mu
+	lastPID    uint32                   // guarded by mu
 	streams    streams
 }
 

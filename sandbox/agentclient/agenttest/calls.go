@@ -4,7 +4,6 @@ package agenttest
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -37,6 +36,9 @@ func (a *Agent) DestroySandbox(context.Context, *agentpb.DestroySandboxRequest) 
 
 // SetGuestDateTime implements the service.
 func (a *Agent) SetGuestDateTime(context.Context, *agentpb.SetGuestDateTimeRequest) (*emptypb.Empty, error) {
+	if a.ClockSet != nil {
+		a.ClockSet()
+	}
 	return empty, nil
 }
 
@@ -73,7 +75,7 @@ func (a *Agent) process(id, exec string) (*process, error) {
 }
 
 // CreateContainer implements the service.
-func (a *Agent) CreateContainer(ctx context.Context, r *agentpb.CreateContainerRequest) (*emptypb.Empty, error) {
+func (a *Agent) CreateContainer(ctx context.Context, r *agentpb.CreateContainerRequest) (*agentpb.ProcessMade, error) {
 	p, err := a.newProcess(ctx, r.OCI.GetProcess(), r.StdinPort, r.StdoutPort, r.StderrPort)
 	if err != nil {
 		return nil, err
@@ -84,8 +86,19 @@ func (a *Agent) CreateContainer(ctx context.Context, r *agentpb.CreateContainerR
 		return nil, status.Errorf(codes.AlreadyExists, "container %s", r.ContainerId)
 	}
 	a.containers[r.ContainerId] = &container{procs: map[string]*process{r.ContainerId: p}}
-	return empty, nil
+	return a.number(), nil
 }
+
+// number gives a new process its pid.
+//
+// a.mu is held.
+func (a *Agent) number() *agentpb.ProcessMade {
+	a.lastPID++
+	return &agentpb.ProcessMade{Pid: firstPID + a.lastPID}
+}
+
+// firstPID is the number before that of the first process.
+const firstPID = 10
 
 // newProcess finds the program and claims its streams.
 func (a *Agent) newProcess(ctx context.Context, spec *agentpb.Process, ports ...uint32) (*process, error) {
@@ -137,7 +150,7 @@ func (a *Agent) StartContainer(_ context.Context, r *agentpb.StartContainerReque
 }
 
 // ExecProcess implements the service.
-func (a *Agent) ExecProcess(ctx context.Context, r *agentpb.ExecProcessRequest) (*emptypb.Empty, error) {
+func (a *Agent) ExecProcess(ctx context.Context, r *agentpb.ExecProcessRequest) (*agentpb.ProcessMade, error) {
 	if _, err := a.process(r.ContainerId, ""); err != nil {
 		return nil, err
 	}
@@ -153,7 +166,7 @@ func (a *Agent) ExecProcess(ctx context.Context, r *agentpb.ExecProcessRequest) 
 	}
 	c.procs[r.ExecId] = p
 	p.run()
-	return empty, nil
+	return a.number(), nil
 }
 
 // SignalProcess implements the service.
@@ -267,23 +280,9 @@ func (a *Agent) TtyWinResize(_ context.Context, r *agentpb.TtyWinResizeRequest) 
 	return empty, err
 }
 
-// GetDiagnosticData implements the service: a container's processes, numbered from 10.
-func (a *Agent) GetDiagnosticData(_ context.Context, r *agentpb.GetDiagnosticDataRequest) (*agentpb.GetDiagnosticDataResponse, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	c, err := a.container(r.ContainerId)
-	if err != nil {
-		return nil, err
-	}
-	var out []map[string]any
-	for exec := range c.procs {
-		if exec == r.ContainerId {
-			exec = ""
-		}
-		out = append(out, map[string]any{"pid": 10 + len(out), "exec_id": exec})
-	}
-	data, err := json.Marshal(out)
-	return &agentpb.GetDiagnosticDataResponse{Data: string(data)}, err
+// GetDiagnosticData implements the service: there are no data.
+func (a *Agent) GetDiagnosticData(context.Context, *agentpb.GetDiagnosticDataRequest) (*agentpb.GetDiagnosticDataResponse, error) {
+	return &agentpb.GetDiagnosticDataResponse{}, nil
 }
 
 // ReadStdout implements the service.
