@@ -1,36 +1,39 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Puts the lab's container runtimes into the cache: containerd 2.4 built through
-# the Go module proxy in a module of its own (its dependencies never mix with
-# ours), containerd 1.6 and runc unpacked from Debian's packages.
+# Puts the lab's container runtimes into the cache: containerd 2.4, 2.2 and 1.7
+# built through the Go module proxy, each in a module of its own (its dependencies
+# never mix with ours), containerd 1.6 and runc unpacked from Debian's packages.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
 . "$here/lib.sh"
 lab=$KATA_CACHE/lab
 
-build_24() {
-	local key="$CONTAINERD_24_VERSION" work
-	current "$lab/containerd-2.4" "$key" && return
-	say "containerd $CONTAINERD_24_VERSION: building (about four minutes on two cores, once)"
+# build NAME MODULE VERSION TAG PROGRAM…: programs of containerd by the Go module
+# proxy into lab/NAME. TAG is one more build tag. All releases share Go's build
+# cache and the same tags, so that the standard library is compiled once.
+build() {
+	local name=$1 module=$2 version=$3 tag=$4 key="$3${4:+ $4}" work program packages
+	shift 4
+	packages=("${@/#/$module/cmd/}")
+	current "$lab/$name" "$key" && return
+	say "containerd $version: building, once"
 	work=$(scratch)
 	mkdir "$work/out"
 	(
 		cd "$work"
 		export CGO_ENABLED=0 GOFLAGS=-mod=mod GOWORK=off
 		go mod init kata.invalid/lab 2>/dev/null
-		go get -tool "github.com/containerd/containerd/v2/cmd/containerd@$CONTAINERD_24_VERSION" \
-			"github.com/containerd/containerd/v2/cmd/ctr@$CONTAINERD_24_VERSION" \
-			"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2@$CONTAINERD_24_VERSION" 2>&1 | tail -3 >&2
-		for name in containerd ctr containerd-shim-runc-v2; do
-			say "containerd $CONTAINERD_24_VERSION: $name"
-			go build -trimpath -buildvcs=false -tags "static_build osusergo netgo no_btrfs no_devmapper no_zfs no_tracing" \
-				-ldflags "-s -w -X github.com/containerd/containerd/v2/version.Version=$CONTAINERD_24_VERSION" \
-				-o "out/$name" "github.com/containerd/containerd/v2/cmd/$name"
+		go get -tool "${packages[@]/%/@$version}" 2>&1 | tail -3 >&2
+		for program in "$@"; do
+			say "containerd $version: $program"
+			go build -trimpath -buildvcs=false -tags "static_build osusergo netgo no_btrfs no_devmapper no_zfs no_aufs no_tracing $tag" \
+				-ldflags "-s -w -X $module/version.Version=$version" \
+				-o "out/$program" "$module/cmd/$program"
 		done
 	)
-	replace "$work/out" "$lab/containerd-2.4" "$key"
+	replace "$work/out" "$lab/$name" "$key"
 	rm -rf "$work"
 }
 
@@ -52,4 +55,7 @@ unpack() {
 # release of the same packages does not make a finished cache stale.
 unpack runc runc bookworm-1 usr/sbin/runc
 unpack containerd-1.6 containerd bookworm-1 usr/bin/containerd usr/bin/ctr usr/bin/containerd-shim-runc-v2
-build_24
+build containerd-2.4 github.com/containerd/containerd/v2 "$CONTAINERD_24_VERSION" "" containerd ctr containerd-shim-runc-v2
+# Only for what differs in how they start a shim: no Kubernetes, no shim of their own.
+build containerd-2.2 github.com/containerd/containerd/v2 "$CONTAINERD_22_VERSION" no_cri containerd ctr
+build containerd-1.7 github.com/containerd/containerd "$CONTAINERD_17_VERSION" no_cri containerd ctr

@@ -7,6 +7,8 @@ KATA_CACHE="${KATA_CACHE:-$HOME/.cache/kata-go}"
 export KATA_CACHE
 
 # What is pinned. A change here makes a new key, so the next run renews the artefact.
+CONTAINERD_17_VERSION=v1.7.35
+CONTAINERD_22_VERSION=v2.2.9
 CONTAINERD_24_VERSION=v2.4.2
 KERNEL_SERIES=6.1.0
 KERNEL_PACKAGE=linux-image-6.1.0-54-cloud-amd64

@@ -28,7 +28,7 @@ type Options struct {
 	// Bin holds the shim; Images the guest's kernel, root image and manifest.
 	// Both are absolute.
 	Bin, Images string
-	// Version is the containerd release, "1.6" or "2.4".
+	// Version is the containerd release, one of lab.Versions.
 	Version string
 	// Snapshotter is containerd's.
 	Snapshotter string

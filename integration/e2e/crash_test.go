@@ -182,37 +182,6 @@ func TestContainerdRestart(t *testing.T) {
 	b.remove("stays")
 }
 
-// TestOldContainerd: the release of Debian 12 speaks the older protocols.
-func TestOldContainerd(t *testing.T) {
-	o := labOptions(t)
-	o.Version = "1.6"
-	b := newOwnBox(t, o)
-	r := b.run("old", nil, "sh", "-c", "echo out; echo err >&2; exit 7")
-	b.want(r, 7, "out\n")
-	b.start("old2", nil, "sleep", "1000")
-	b.want(b.exec("old2", "sh", "-c", "echo in; exit 5"), 5, "in\n")
-	if r := b.ctr("tasks", "rm", "old2"); r.Code == 0 {
-		t.Error("a running task was removed")
-	}
-	b.ok("tasks", "kill", "--signal", "KILL", "old2")
-	if got := b.waitTask("old2"); got != 137 {
-		t.Errorf("status %d, want 137", got)
-	}
-	b.remove("old2")
-	// Its other client of the same socket, restarted.
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	b.start("old3", nil, "sleep", "1000")
-	if err := b.c.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.c.Restart(ctx); err != nil {
-		t.Fatal(err)
-	}
-	b.want(b.exec("old3", "echo", "alive"), 0, "alive\n")
-	b.remove("old3")
-}
-
 // TestRustVirtiofsd: the other daemon serves the same.
 func TestRustVirtiofsd(t *testing.T) {
 	b := newBox(t)

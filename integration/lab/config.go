@@ -4,6 +4,8 @@ package lab
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 )
 
@@ -13,21 +15,37 @@ type release struct {
 	dir string
 	// configVersion is the newest config.toml version that the release reads.
 	configVersion int
+	// off are plugins that would touch the machine outside the lab's own
+	// directories (/opt/containerd, /var/run/nri), or look for what is not there.
+	off []string
 	// cri are the plugins that only Kubernetes needs; they cost start-up time.
+	// None where the build leaves them out.
 	cri []string
-	// snapshotters are the plugin ids of the snapshotters kept on.
+	// extra is more of config.toml.
 	extra string
 }
+
+// off2 are the plugins that no lab of containerd 2 wants.
+var off2 = []string{"io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri", "io.containerd.image-verifier.v1.bindir"}
 
 // releases maps Options.Version to what is known about it. The plugin ids are
 // those that `containerd config default` prints.
 var releases = map[string]release{
 	"1.6": {
 		dir: "containerd-1.6", configVersion: 2,
+		off: []string{
+			"io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
+			"io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper",
+		},
 		cri: []string{"io.containerd.grpc.v1.cri"},
 	},
+	"1.7": {
+		dir: "containerd-1.7", configVersion: 2,
+		off: []string{"io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri"},
+	},
+	"2.2": {dir: "containerd-2.2", configVersion: 3, off: off2, extra: "imports = []\n"},
 	"2.4": {
-		dir: "containerd-2.4", configVersion: 3,
+		dir: "containerd-2.4", configVersion: 3, off: off2,
 		cri: []string{
 			"io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
 			"io.containerd.grpc.v1.cri", "io.containerd.podsandbox.controller.v1.podsandbox",
@@ -36,17 +54,13 @@ var releases = map[string]release{
 	},
 }
 
-// alwaysOff are plugins that would touch the machine outside the lab's own
-// directories: /opt/containerd, /var/run/nri.
-var alwaysOff = map[string][]string{
-	"1.6": {"io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper"},
-	"2.4": {"io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri", "io.containerd.image-verifier.v1.bindir"},
-}
+// Versions are the release lines that there are, oldest first.
+func Versions() []string { return slices.Sorted(maps.Keys(releases)) }
 
 // config is the daemon's config.toml.
 func (c *Containerd) config() string {
 	r := releases[c.opts.Version]
-	off := append([]string(nil), alwaysOff[c.opts.Version]...)
+	off := slices.Clone(r.off)
 	if !c.opts.CRI {
 		off = append(off, r.cri...)
 	}

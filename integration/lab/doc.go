@@ -22,7 +22,7 @@ import (
 
 // Dir is where the lab's programs are: $KATA_LAB, else lab/ in $KATA_CACHE, else
 // in the cache directory that scripts/setup.sh uses by default. It holds
-// containerd-1.6/, containerd-2.4/, runc/ and virtiofsd/.
+// containerd-<version>/ for each of Versions, runc/ and virtiofsd/.
 func Dir() (string, error) {
 	if dir := os.Getenv("KATA_LAB"); dir != "" {
 		return dir, nil

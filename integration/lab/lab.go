@@ -9,13 +9,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 )
 
 // Options choose a private containerd.
 type Options struct {
-	// Version is the release line, "1.6" or "2.4"; empty means "2.4".
+	// Version is the release line, one of Versions; empty means "2.4".
 	Version string
 	// Root is an existing directory for everything that the daemon writes; Stop
 	// empties it of the lab's files. Empty makes a temporary one that Stop removes.
@@ -35,7 +36,7 @@ type Options struct {
 	Namespace string
 	// Snapshotter is what Run and Import use; empty means "overlayfs".
 	Snapshotter string
-	// CRI keeps the Kubernetes plugins on.
+	// CRI keeps the Kubernetes plugins on; 1.6 and 2.4 have them.
 	CRI bool
 	// ExtraConfig is appended to config.toml.
 	ExtraConfig string
@@ -78,7 +79,10 @@ func prepare(o Options) (*Containerd, error) {
 	}
 	r, ok := releases[o.Version]
 	if !ok {
-		return nil, fmt.Errorf("lab: Version %q: want 1.6 or 2.4", o.Version)
+		return nil, fmt.Errorf("lab: Version %q: want one of %s", o.Version, strings.Join(Versions(), ", "))
+	}
+	if o.CRI && len(r.cri) == 0 {
+		return nil, fmt.Errorf("lab: CRI: the lab's containerd %s is built without it", o.Version)
 	}
 	if o.Namespace == "" {
 		o.Namespace = "default"

@@ -117,7 +117,7 @@ func TestStartNamesTheCause(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "toml") {
 		t.Fatalf("got %v; want the parser's complaint", err)
 	}
-	if _, err := Start(t.Context(), Options{Version: "9.9"}); err == nil || !strings.Contains(err.Error(), "1.6 or 2.4") {
+	if _, err := Start(t.Context(), Options{Version: "9.9"}); err == nil || !strings.Contains(err.Error(), "1.6, 1.7, 2.2, 2.4") {
 		t.Fatalf("got %v; want the versions that exist", err)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"github.com/kata-v2/kata/integration/bench"
+	"github.com/kata-v2/kata/integration/lab"
 	"github.com/kata-v2/kata/integration/lab/leak"
 )
 
@@ -25,7 +26,7 @@ func main() {
 	var only, path string
 	flag.StringVar(&o.Bin, "bin", "_build/bin", "directory with containerd-shim-kata-v2")
 	flag.StringVar(&o.Images, "images", "_build/images", "directory with the guest's kernel, root image and manifest")
-	flag.StringVar(&o.Version, "containerd", "2.4", "containerd release, 1.6 or 2.4")
+	flag.StringVar(&o.Version, "containerd", "2.4", "containerd release, "+strings.Join(lab.Versions(), ", "))
 	flag.StringVar(&o.Snapshotter, "snapshotter", "overlayfs", "containerd snapshotter")
 	flag.IntVar(&o.N, "n", bench.MinSamples, "samples of each row; below 7 no ratio is given")
 	flag.StringVar(&only, "only", "", "names of rows to measure, separated by commas; all when empty")

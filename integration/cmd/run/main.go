@@ -35,7 +35,7 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "_build/bin", "directory with containerd-shim-kata-v2")
 	flag.StringVar(&o.images, "images", "_build/images", "directory with the guest's kernel, root image and manifest")
 	flag.StringVar(&o.runtime, "runtime", "io.containerd.kata.v2", "containerd runtime")
-	flag.StringVar(&o.version, "containerd", "2.4", "containerd release, 1.6 or 2.4")
+	flag.StringVar(&o.version, "containerd", "2.4", "containerd release, "+strings.Join(lab.Versions(), ", "))
 	flag.StringVar(&o.snapshotter, "snapshotter", "overlayfs", "containerd snapshotter")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
