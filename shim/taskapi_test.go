@@ -17,6 +17,7 @@ import (
 
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -179,7 +180,7 @@ func (p *pod) try(service, where, word string, c apiCall) {
 		call = func(service, method string, req, resp any) error {
 			ctx, cancel := context.WithTimeout(bounded(p.t), 20*time.Millisecond)
 			defer cancel()
-			return p.v3.Call(ctx, service, method, req, resp)
+			return errgrpc.ToNative(p.v3.Call(ctx, service, method, req, resp))
 		}
 	}
 	if err := call(service, c.method, c.req, c.resp); !kind(err) {
