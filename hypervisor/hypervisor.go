@@ -72,6 +72,8 @@ type Config struct {
 	MemoryBytes uint64
 	// Shares are the virtio-fs devices of the machine.
 	Shares []Share
+	// NICs are the network devices of the machine, in the order in which the guest finds them.
+	NICs []NIC
 	// Vsock chooses the backend of the vsock device.
 	Vsock VsockBackend
 	// Network tells in which network namespace the VMM process runs.
@@ -90,6 +92,26 @@ type Share struct {
 	Conn *os.File
 }
 
+// NIC is one network device. The guest's driver sees as many queue pairs as there
+// are taps. The backend owns the files once Start or PlugNIC is called.
+type NIC struct {
+	// ID names the device; it is unique in its machine and of letters and digits.
+	ID string
+	// MAC is the guest's hardware address.
+	MAC net.HardwareAddr
+	// Taps are the queues of a tap or macvtap device that has virtio-net headers (IFF_VNET_HDR).
+	Taps []*os.File
+	// Vhost are open /dev/vhost-net, as many as Taps, or none for a device that the VMM itself serves.
+	Vhost []*os.File
+}
+
+// Close closes the files of a NIC that no backend has taken over.
+func (n NIC) Close() {
+	for _, f := range append(n.Taps[:len(n.Taps):len(n.Taps)], n.Vhost...) {
+		f.Close()
+	}
+}
+
 // VsockBackend names an implementation of the vsock device.
 type VsockBackend string
 
@@ -100,10 +122,11 @@ const (
 	VsockVhostUser VsockBackend = "vhost-user" // the device of hypervisor/vsock, inside this process
 )
 
-// NetNS chooses the VMM's network namespace: a new one that dies with the VMM
-// when Path is empty, else the one bound at Path.
+// NetNS chooses the VMM's network namespace: the one bound at Path; without a
+// path the shim's own when Host is set, else a new one that dies with the VMM.
 type NetNS struct {
 	Path string
+	Host bool
 }
 
 // Info describes a running machine.

@@ -7,12 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -64,28 +62,5 @@ func TestHookFailures(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
-	}
-}
-
-func TestNetworkDevicesAreRefused(t *testing.T) {
-	const ns = "kata-hooks-test"
-	ip := func(args ...string) {
-		t.Helper()
-		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
-			t.Fatalf("ip %v: %v: %s", args, err, out)
-		}
-	}
-	ip("netns", "add", ns)
-	t.Cleanup(func() { ip("netns", "del", ns) })
-	s := readSpec(t, "spec.json")
-	s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: "/run/netns/" + ns}}
-	if err := validateSpec(s, ""); err != nil {
-		t.Fatalf("a namespace without devices: %v", err)
-	}
-	ip("-n", ns, "link", "add", "br0", "type", "bridge")
-	ip("-n", ns, "link", "set", "br0", "up")
-	err := validateSpec(s, "")
-	if err == nil || !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "br0") {
-		t.Fatalf("got %v", err)
 	}
 }

@@ -47,8 +47,12 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 	vc := planVM(s.o.Config, s.o.ID, s.o.Key, pod.NetNSPath, s.o.HostCPUs)
 	vc.Dir = s.o.Ledger.Dir()
 	vc.Started = func(name string, pid int) error { return s.recordProcess(m, name, pid) }
+	if err := s.connectNetwork(ctx, m, &vc, requiresNetwork(pod)); err != nil {
+		return m, err
+	}
 	daemon, err := s.startDaemon(ctx, m, share.Dir(), &vc)
 	if err != nil {
+		closeNICs(vc.NICs)
 		return m, err
 	}
 	vm, err := s.o.Hypervisor.Start(ctx, vc)
@@ -67,7 +71,11 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 	}
 	t.mark("t_boot")
 	m.work(func() { m.agent.Wait(m.ctx) })
-	if err := s.createInGuest(ctx, m, pod); err != nil {
+	// One does not need the other.
+	configured := make(chan error, 1)
+	go func() { configured <- m.net.Configure(ctx, m.agent) }()
+	err = s.createInGuest(ctx, m, pod)
+	if err := errors.Join(err, <-configured); err != nil {
 		return m, err
 	}
 	t.mark("t_sandbox")

@@ -33,6 +33,7 @@ func (h *configuredQEMU) Start(ctx context.Context, vc hypervisor.Config) (hyper
 		for _, s := range vc.Shares {
 			s.Conn.Close()
 		}
+		closeNICs(vc.NICs)
 		return nil, &hypervisor.StartError{Phase: "config", Err: err}
 	}
 	return b.Start(ctx, vc)

@@ -19,6 +19,7 @@ import (
 	"github.com/kata-v2/kata/protocols/agentpb"
 	"github.com/kata-v2/kata/sandbox/agentclient"
 	"github.com/kata-v2/kata/sandbox/ledger"
+	"github.com/kata-v2/kata/sandbox/network"
 	"github.com/kata-v2/kata/sandbox/storage"
 )
 
@@ -259,6 +260,7 @@ type machine struct {
 	vm     hypervisor.VM
 	agent  *agentclient.Client
 	daemon *storage.Daemon
+	net    *network.Network // nil before it is connected
 	log    *slog.Logger
 	forget func(ledger.Token) error
 
@@ -343,6 +345,9 @@ func (m *machine) release(share *storage.Share) {
 	m.mu.Unlock()
 	m.workers.Wait()
 	errs := []error{share.Close()}
+	if m.net != nil {
+		errs = append(errs, m.net.Close())
+	}
 	m.mu.Lock()
 	tokens := m.tokens
 	m.mu.Unlock()

@@ -87,6 +87,7 @@ func (f *Fake) Start(ctx context.Context, c hypervisor.Config) (hypervisor.VM, e
 				s.undo[i]()
 			}
 			closeShares(c)
+			closeNICs(c)
 			return nil, &hypervisor.StartError{Phase: step.phase, Err: err}
 		}
 	}
@@ -96,6 +97,12 @@ func (f *Fake) Start(ctx context.Context, c hypervisor.Config) (hypervisor.VM, e
 func closeShares(c hypervisor.Config) {
 	for _, s := range c.Shares {
 		_ = s.Conn.Close()
+	}
+}
+
+func closeNICs(c hypervisor.Config) {
+	for _, n := range c.NICs {
+		n.Close()
 	}
 }
 
@@ -156,11 +163,16 @@ func (s *fakeStart) exec(ctx context.Context) error {
 		}
 	}
 	thread := spawn.NewThread()
-	if err := thread.EnterNetNS(s.c.Network.Path); err != nil {
-		thread.Close()
-		return err
+	if n := s.c.Network; n.Path != "" || !n.Host {
+		if err := thread.EnterNetNS(n.Path); err != nil {
+			thread.Close()
+			return err
+		}
 	}
 	cmd := exec.Command("sleep", "infinity")
+	for _, n := range s.c.NICs { // the process holds them, as a VMM does
+		cmd.ExtraFiles = append(append(cmd.ExtraFiles, n.Taps...), n.Vhost...)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if s.c.UID != 0 {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: s.c.UID, Gid: s.c.GID}
@@ -169,6 +181,7 @@ func (s *fakeStart) exec(ctx context.Context) error {
 		thread.Close()
 		return err
 	}
+	closeNICs(s.c)
 	vm := s.vm
 	vm.cmd = cmd
 	vm.info = hypervisor.Info{

@@ -65,8 +65,9 @@ type layout struct {
 	VsockFD     int
 	CID         uint32
 	ReadyPort   uint32
-	ShareFDs    []int // in the order of Config.Shares
-	Sandbox     bool  // QEMU's own seccomp filter
+	ShareFDs    []int    // in the order of Config.Shares
+	NICs        []nicFDs // in the order of Config.NICs
+	Sandbox     bool     // QEMU's own seccomp filter
 }
 
 // CPUModel is what the accelerator offers the guest. Under TCG, CMPXCHG16B is
@@ -113,6 +114,9 @@ func arguments(c hypervisor.Config, l layout) []string {
 		a = append(a,
 			"-chardev", fmt.Sprintf("socket,id=fs%d,fd=%d", i, l.ShareFDs[i]),
 			"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=fs%d,tag=%s,queue-size=1024", i, s.Tag))
+	}
+	for i, n := range c.NICs {
+		a = append(a, nicArguments(n, l.NICs[i], i)...)
 	}
 	if l.Sandbox {
 		a = append(a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")

@@ -98,6 +98,7 @@ func (h *Hypervisor) Start(ctx context.Context, c hypervisor.Config) (hypervisor
 	for _, sh := range c.Shares {
 		s.l.ShareFDs = append(s.l.ShareFDs, s.inherit.add(sh.Conn))
 	}
+	s.inheritNICs()
 	defer s.inherit.close()
 	for _, step := range []struct {
 		phase string
@@ -135,6 +136,9 @@ func (s *start) config(context.Context) error {
 		return fmt.Errorf("MemoryBytes is %d: must be a multiple of 1 MiB and at least 64 MiB", c.MemoryBytes)
 	case o.Accelerator != KVM && o.Accelerator != TCG:
 		return fmt.Errorf("accelerator is %q: must be %q or %q", o.Accelerator, KVM, TCG)
+	}
+	if err := checkNICs(c.NICs); err != nil {
+		return err
 	}
 	if _, err := exec.LookPath(o.Path); err != nil {
 		return fmt.Errorf("QEMU binary (hypervisor.qemu.path): %w", err)
@@ -195,9 +199,11 @@ func (s *start) exec(context.Context) error {
 	s.undo = append(s.undo, func() { vm.qmp.close(); console.Close() })
 
 	thread := spawn.NewThread()
-	if err := thread.EnterNetNS(s.c.Network.Path); err != nil {
-		thread.Close()
-		return err
+	if n := s.c.Network; n.Path != "" || !n.Host {
+		if err := thread.EnterNetNS(n.Path); err != nil {
+			thread.Close()
+			return err
+		}
 	}
 	cmd := exec.Command(s.h.o.Path, arguments(s.c, s.l)...)
 	cmd.ExtraFiles = s.inherit.files

@@ -83,7 +83,7 @@ type Agent struct {
 // Runtime is [runtime].
 type Runtime struct {
 	EnableDebug            bool          `toml:"enable_debug" default:"false" doc:"Let the shim log at debug level."`
-	InternetworkingModel   string        `toml:"internetworking_model" default:"tcfilter" enum:"tcfilter,macvtap,none" annotation:"=" doc:"How the pod's network devices reach the VM. Not implemented yet: a network namespace with devices is refused."`
+	InternetworkingModel   string        `toml:"internetworking_model" default:"tcfilter" enum:"tcfilter,macvtap,none" annotation:"=" doc:"How the pod's network devices reach the VM. tcfilter: traffic control redirects between device and tap. macvtap: a macvtap lies on the device. none: not at all."`
 	DisableGuestSeccomp    bool          `toml:"disable_guest_seccomp" default:"false" annotation:"=" doc:"Do not apply the container's seccomp profile in the guest. (Kata Containers' own default is true.)"`
 	SandboxCgroupOnly      bool          `toml:"sandbox_cgroup_only" default:"true" annotation:"=" doc:"Put the VMM and its helpers into the pod's cgroup. Not implemented yet: they stay where containerd puts the shim."`
 	SandboxBindMounts      []string      `toml:"sandbox_bind_mounts" default:"[]" doc:"Host paths that every guest sees, read-only unless followed by \":rw\", for services of the guest."`

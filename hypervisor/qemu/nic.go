@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/kata-v2/kata/hypervisor"
+)
+
+// Slots of the root bus, fixed so that a device's place does not depend on what
+// else the machine has. Below are the devices that QEMU places itself, 0x1f is q35's own.
+const (
+	firstNICSlot = 0x10
+	maxNICs      = 0x1f - firstNICSlot
+)
+
+// nicFDs are the numbers of a NIC's files in QEMU.
+type nicFDs struct{ taps, vhost []int }
+
+// inheritNICs checks the NICs and passes their files on; they belong to the
+// backend from now on, also when it fails.
+func (s *start) inheritNICs() {
+	for _, n := range s.c.NICs {
+		var l nicFDs
+		for _, f := range n.Taps {
+			l.taps = append(l.taps, s.inherit.add(f))
+		}
+		for _, f := range n.Vhost {
+			l.vhost = append(l.vhost, s.inherit.add(f))
+		}
+		s.l.NICs = append(s.l.NICs, l)
+	}
+}
+
+func checkNICs(nics []hypervisor.NIC) error {
+	if len(nics) > maxNICs {
+		return fmt.Errorf("%d NICs: at most %d have a place on the machine's root bus", len(nics), maxNICs)
+	}
+	for _, n := range nics {
+		if err := checkNIC(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkNIC(n hypervisor.NIC) error {
+	alphanumeric := func(r rune) bool { return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' }
+	switch {
+	case n.ID == "" || strings.TrimFunc(n.ID, alphanumeric) != "":
+		return fmt.Errorf("NIC ID %q: want letters and digits", n.ID)
+	case len(n.MAC) != 6:
+		return fmt.Errorf("NIC %s: MAC %q: want 6 bytes", n.ID, n.MAC)
+	case len(n.Taps) == 0:
+		return fmt.Errorf("NIC %s: no tap", n.ID)
+	case len(n.Vhost) != 0 && len(n.Vhost) != len(n.Taps):
+		return fmt.Errorf("NIC %s: %d vhost files for %d taps: want one for each, or none", n.ID, len(n.Vhost), len(n.Taps))
+	}
+	return nil
+}
+
+// nicArguments are a NIC's part of the command line.
+func nicArguments(n hypervisor.NIC, l nicFDs, i int) []string {
+	netdev := "tap,id=net" + n.ID + ",fds=" + join(l.taps)
+	if len(l.vhost) > 0 {
+		netdev += ",vhost=on,vhostfds=" + join(l.vhost)
+	}
+	device := fmt.Sprintf("virtio-net-pci,id=%s,netdev=net%s,mac=%s,addr=%#x,romfile=,disable-legacy=on", n.ID, n.ID, n.MAC, firstNICSlot+i)
+	if q := len(l.taps); q > 1 {
+		device += ",mq=on,vectors=" + strconv.Itoa(vectors(q))
+	}
+	return []string{"-netdev", netdev, "-device", device}
+}
+
+// vectors are the interrupts of a NIC with several queue pairs: one for each
+// queue, one for the control queue, one for changes of the configuration.
+func vectors(queues int) int { return 2*queues + 2 }
+
+func join(fds []int) string {
+	var s []string
+	for _, fd := range fds {
+		s = append(s, strconv.Itoa(fd))
+	}
+	return strings.Join(s, ":")
+}
