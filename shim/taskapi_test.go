@@ -17,8 +17,9 @@ import (
 
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
@@ -27,7 +28,9 @@ import (
 var kinds = map[string]func(error) bool{
 	"ok": func(err error) bool { return err == nil },
 	"waits": func(err error) bool {
-		return errdefs.IsDeadlineExceeded(err) || errors.Is(err, context.DeadlineExceeded)
+		return
+		return errors.Is(err, context.DeadlineExceeded) || status.Code(err) == codes.DeadlineExceeded // our side's, or the shim's
+
 	},
 	"NotFound":           errdefs.IsNotFound,
 	"AlreadyExists":      errdefs.IsAlreadyExists,
@@ -180,7 +183,7 @@ func (p *pod) try(service, where, word string, c apiCall) {
 		call = func(service, method string, req, resp any) error {
 			ctx, cancel := context.WithTimeout(bounded(p.t), 20*time.Millisecond)
 			defer cancel()
-			return errgrpc.ToNative(p.v3.Call(ctx, service, method, req, resp))
+			return p.v3.Call(ctx, service, method, req, resp)
 		}
 	}
 	if err := call(service, c.method, c.req, c.resp); !kind(err) {

@@ -29,6 +29,7 @@ func TestPod(t *testing.T) {
 		{"InitTerminal", testInitTerminal},
 		{"Pids", testPids},
 		{"TaskAPI", testTaskAPI},
+		{"Clock", testClock},
 		{"Signals", testSignals},
 		{"KillExec", testKillExec},
 		{"Pause", testPause},

@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// testPids: Pids lists the guest's processes, and `ctr` shows them.
+// testPids: Pids lists the first process and the execs by their numbers in the guest, and `ctr` shows them.
 func testPids(b *box) {
 	ctx, s := calls(b.T), b.dialShim(podID)
 	before := pidsOf(b, ctx, s, podID)
@@ -35,16 +35,7 @@ func testPids(b *box) {
 			b.Errorf("pid %d is not one of a container in the guest", p)
 		}
 	}
-	if _, err := s.Kill(ctx, &task.KillRequest{ID: podID, ExecID: x, Signal: 9}); err != nil {
-		b.Error(err)
-	}
-	w, err := s.Wait(ctx, &task.WaitRequest{ID: podID, ExecID: x})
-	if err != nil || w.ExitStatus != 128+9 {
-		b.Errorf("wait: %v, %v; want status 137", w, err)
-	}
-	if _, err := s.Delete(ctx, &task.DeleteRequest{ID: podID, ExecID: x}); err != nil {
-		b.Error(err)
-	}
+	endExec(ctx, b, s, x)
 	if got := pidsOf(b, ctx, s, podID); len(got) != 1 {
 		b.Errorf("processes %v after the end of the second", got)
 	}
