@@ -19,7 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+	grpcstatus "google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
@@ -27,10 +27,8 @@ import (
 // kinds are the words of docs/task-api.md.
 var kinds = map[string]func(error) bool{
 	"ok": func(err error) bool { return err == nil },
-	"waits": func(err error) bool {
-		return
-		return errors.Is(err, context.DeadlineExceeded) || status.Code(err) == codes.DeadlineExceeded // our side's, or the shim's
-
+	"waits": func(err error) bool { // given up by our side, or by the shim's
+		return errors.Is(err, context.DeadlineExceeded) || grpcstatus.Code(err) == codes.DeadlineExceeded
 	},
 	"NotFound":           errdefs.IsNotFound,
 	"AlreadyExists":      errdefs.IsAlreadyExists,
