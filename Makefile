@@ -79,6 +79,12 @@ test-all: image lint ## the tests again with the race detector
 	$(call step,test with the race detector)
 	@go test -count=1 -race -p 1 -timeout 40m ./...
 
+# VHOST_FLAGS: see `go run ./integration/vhost -help`.
+.PHONY: test-vhost
+test-vhost: image ## the kernel's vhost path, on a host that is itself emulated (slow)
+	$(call step,test the kernel vhost path)
+	@go run ./integration/vhost -bin $(KATA_BUILD)/bin -images $(KATA_BUILD)/images -dir $(KATA_BUILD)/vhost $(VHOST_FLAGS)
+
 .PHONY: run
 run: image ## run one container in a virtual machine under containerd
 	$(call step,run)

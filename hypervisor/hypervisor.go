@@ -31,7 +31,9 @@ type VM interface {
 	// connection is a vsock.Addr whose Port the guest sees as the peer's.
 	Dial(ctx context.Context, port uint32) (net.Conn, error)
 	// Listen accepts connections that the guest opens to a vsock port of the
-	// host; 0 picks a free port. Only this machine's guest can reach it.
+	// host; 0 picks a free port. Only streams of this machine's guest come out of
+	// it. With VsockVhost the ports belong to the whole host: one that another
+	// machine listens on is EADDRINUSE.
 	Listen(port uint32) (net.Listener, error)
 	// Stop ends the machine: the guest is expected to have synced by then. It
 	// returns when the VMM process is gone, and is idempotent. ctx bounds the
