@@ -21,7 +21,7 @@ import (
 // programs of this machine, which bring their libraries along; the accelerator
 // is a module of Debian's QEMU.
 var programs = []string{
-	"/usr/bin/qemu-system-x86_64", "/usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so", "/usr/lib/qemu/virtiofsd", "/bin/busybox",
+	"/usr/bin/qemu-system-x86_64", "/usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so", "/usr/lib/qemu/virtiofsd", "/bin/busybox", "/usr/sbin/ip",
 }
 
 // firmware is what QEMU reads to boot a kernel.

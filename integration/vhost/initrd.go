@@ -16,7 +16,7 @@ import (
 // behind vhost, what containerd and the lab mount and link.
 var wanted = []string{
 	"virtio_pci", "virtio_blk",
-	"vhost_vsock", "vsock_loopback", "vhost_net", "tun", "veth", "bridge",
+	"vhost_vsock", "vsock_loopback", "vhost_net", "tun", "veth", "sch_ingress", "cls_u32", "cls_matchall", "act_mirred",
 	"overlay", "loop", "dm_mod", "erofs",
 }
 

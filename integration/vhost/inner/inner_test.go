@@ -35,9 +35,9 @@ func TestVhost(t *testing.T) {
 		{"ContextIDs", contextIDs},
 		{"ForeignPeer", foreignPeer},
 		{"VhostNet", vhostNet},
-		{"Pods", pods},
 		{"Device", device},
 		{"Hypervisor", conformance},
+		{"Pods", pods},
 	} {
 		t.Run(stage.name, func(t *testing.T) {
 			begin := time.Now()

@@ -9,9 +9,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/integration/lab"
+	"github.com/kata-v2/kata/integration/lab/leak"
 )
 
 const runtimeName = "io.containerd.kata.v2"
@@ -54,6 +58,7 @@ type box struct {
 }
 
 func pods(t *testing.T) {
+	leak.Check(t)
 	ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
 	defer cancel()
 	c, err := lab.Start(ctx, lab.Options{
@@ -74,12 +79,7 @@ func pods(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Log("containerd 2.4 runs and has the image")
-	for _, step := range []struct {
-		name string
-		f    func(box)
-	}{{"Run", box.run}, {"TwoPods", box.twoPods}} {
-		t.Run(step.name, func(t *testing.T) { step.f(box{t, c}) })
-	}
+	box{t, c}.twoPods()
 	left := append(processes(t, "qemu-system"), processes(t, "virtiofsd")...)
 	if len(left) > 0 {
 		t.Errorf("processes are left: %v", left)
@@ -107,23 +107,6 @@ func (b box) mustCtr(args ...string) string {
 	return r.Stdout
 }
 
-// run is one container from its creation to its removal.
-func (b box) run() {
-	begin := time.Now()
-	r := b.ctr(b.c.RunArgs(runtimeName, "first", []string{"--rm"}, "sh", "-c", "echo out; echo err >&2; uname -r; exit 7")...)
-	b.Logf("ctr run --rm: status %d, output %q and %q, after %v", r.Code, r.Stdout, r.Stderr, time.Since(begin).Round(time.Millisecond))
-	if r.Code != 7 || !strings.HasPrefix(r.Stdout, "out\n") || strings.TrimSpace(r.Stderr) != "err" {
-		b.Errorf("status %d, output %q and %q; want 7, out, err", r.Code, r.Stdout, r.Stderr)
-	}
-	for _, line := range b.c.Log() {
-		if lab.Started(line) {
-			if phases, err := lab.Phases(line); err == nil {
-				b.Logf("the start by phase: %v", phases)
-			}
-		}
-	}
-}
-
 // pod is one running pod's processes.
 type pod struct {
 	id        string
@@ -131,43 +114,100 @@ type pod struct {
 	cid       uint32
 }
 
+// The pods of the test, each one container: one is detached and has a network,
+// the other is a `ctr run --rm` whose input is open until it is to end.
+const (
+	detached, attached = "one", "two"
+	script             = "echo out; echo err >&2; uname -r; cat; exit 7"
+)
+
 func (b box) twoPods() {
-	ids := []string{"one", "two"}
 	begin := time.Now()
-	var wg sync.WaitGroup
-	for _, id := range ids {
-		wg.Go(func() {
-			b.mustCtr(b.c.RunArgs(runtimeName, id, []string{"--detach"}, "sleep", "1000000")...)
-		})
-	}
-	wg.Wait()
+	ns := wired(b.T)
+	fg := b.foreground(b.c.RunArgs(runtimeName, attached, []string{"--rm"}, "sh", "-c", script)...)
+	b.mustCtr(b.c.RunArgs(runtimeName, detached, []string{"--detach", "--with-ns", "network:" + ns.Path}, "sleep", "1000000")...)
+	b.started(attached)
 	if b.Failed() {
 		return
 	}
 	b.Logf("two pods run after %v", time.Since(begin).Round(time.Millisecond))
-	pods := map[string]pod{}
-	for _, id := range ids {
-		pods[id] = b.pod(id)
-	}
-	if pods["one"].cid == pods["two"].cid {
-		b.Errorf("both guests have the context id %d", pods["one"].cid)
+	one, two := b.pod(detached), b.pod(attached)
+	if one.cid == two.cid {
+		b.Errorf("both guests have the context id %d", one.cid)
 	}
 	b.noUserVsock()
-	b.cgroups(pods)
-	for _, id := range ids {
-		wg.Go(func() { b.exec(id) })
+	b.cgroups(one, two)
+	var wg sync.WaitGroup
+	for _, p := range []pod{one, two} {
+		wg.Go(func() { b.exec(p.id) })
 	}
 	wg.Wait()
-	b.metrics(ids)
-	b.killShim(pods["one"])
-	if out := b.mustCtr("tasks", "exec", "--exec-id", "after", "--fifo-dir", b.c.FIFODir(), "two", "echo", "still here"); out != "still here\n" {
+	b.metrics(one, two)
+	b.network(one)
+	b.killShim(one)
+	if out := b.mustCtr(b.execArgs(two.id, "after", "echo", "still here")...); out != "still here\n" {
 		b.Errorf("the other pod after the kill: %q", out)
 	}
-	b.mustCtr("tasks", "rm", "--force", "two")
-	b.mustCtr("containers", "rm", "two")
-	if err := claim(b.T, pods["two"].cid); err != nil {
-		b.Errorf("context id of the removed pod: %v", err)
+	fg.end()
+	for _, p := range []pod{one, two} {
+		if err := claim(b.T, p.cid); err != nil {
+			b.Errorf("context id %d of the removed pod %s: %v", p.cid, p.id, err)
+		}
 	}
+}
+
+// foreground is a `ctr run` that ends with its input.
+type foreground struct {
+	b              box
+	cmd            *exec.Cmd
+	stdin          io.Closer
+	stdout, stderr bytes.Buffer
+}
+
+func (b box) foreground(args ...string) *foreground {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*stepTimeout)
+	b.Cleanup(cancel)
+	f := &foreground{b: b, cmd: b.c.CtrCmd(ctx, args...)}
+	var err error
+	if f.stdin, err = f.cmd.StdinPipe(); err != nil {
+		b.Fatal(err)
+	}
+	f.cmd.Stdout, f.cmd.Stderr = &f.stdout, &f.stderr
+	if err := f.cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	return f
+}
+
+// end closes the input and checks what came of it.
+func (f *foreground) end() {
+	f.b.Helper()
+	begin := time.Now()
+	_ = f.stdin.Close()
+	err := f.cmd.Wait()
+	code, out, errOut := f.cmd.ProcessState.ExitCode(), f.stdout.String(), f.stderr.String()
+	f.b.Logf("ctr run --rm: status %d, output %q and %q, %v after its input ended", code, out, errOut, time.Since(begin).Round(time.Millisecond))
+	if code != 7 || !strings.HasPrefix(out, "out\n") || errOut != "err\n" {
+		f.b.Errorf("status %d (%v), output %q and %q; want 7, out, err", code, err, out, errOut)
+	}
+}
+
+// started waits until the shim has logged a container's start, and shows its parts.
+func (b box) started(id string) {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
+	defer cancel()
+	line, err := b.c.WaitLog(ctx, func(l string) bool { return lab.Started(l) && strings.Contains(l, "container="+id+" ") })
+	if err != nil {
+		b.Error(err)
+		return
+	}
+	phases, err := lab.Phases(line)
+	if err != nil {
+		b.Error(err)
+	}
+	b.Logf("start of %s by phase: %v", id, phases)
 }
 
 // pod finds what a running pod has on the host, and checks that its vsock is the kernel's.
@@ -194,7 +234,7 @@ func (b box) pod(id string) pod {
 		}
 	}
 	for _, s := range processes(b.T, "containerd-shim-kata") {
-		if slices := strings.Join(s.args, " ") + " "; strings.Contains(slices, " "+id+" ") {
+		if slices.Contains(s.args, id) {
 			p.shim = s.pid
 		}
 	}
@@ -226,48 +266,49 @@ func (b box) noUserVsock() {
 }
 
 // cgroups shows where the processes of the pods are in the unified hierarchy.
-func (b box) cgroups(pods map[string]pod) {
-	for id, p := range pods {
+func (b box) cgroups(pods ...pod) {
+	for _, p := range pods {
 		for name, pid := range map[string]int{"shim": p.shim, "QEMU": p.vmm} {
 			data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 			if err != nil || !bytes.HasPrefix(data, []byte("0::/")) {
-				b.Errorf("cgroup of the %s of pod %s: %q, %v; want one of the unified hierarchy", name, id, data, err)
+				b.Errorf("cgroup of the %s of pod %s: %q, %v; want one of the unified hierarchy", name, p.id, data, err)
 			}
-			b.Logf("pod %s: the %s is in cgroup %s", id, name, bytes.TrimSpace(data))
+			b.Logf("pod %s: the %s is in cgroup %s", p.id, name, bytes.TrimSpace(data))
 		}
 	}
 }
 
 // metrics: containerd gets the container's figures, in the form of cgroup v2.
-func (b box) metrics(ids []string) {
-	for _, id := range ids {
-		out := b.mustCtr("tasks", "metrics", id)
+func (b box) metrics(pods ...pod) {
+	for _, p := range pods {
+		out := b.mustCtr("tasks", "metrics", p.id)
 		if !strings.Contains(out, "memory.usage_in_bytes") && !strings.Contains(out, "memory.usage") {
-			b.Errorf("metrics of %s: %q", id, out)
+			b.Errorf("metrics of %s: %q", p.id, out)
 		}
-		b.Logf("pod %s: metrics %v", id, strings.Fields(out))
+		b.Logf("pod %s: metrics %v", p.id, strings.Fields(out))
 	}
+}
+
+func (b box) execArgs(id, name string, args ...string) []string {
+	return append([]string{"tasks", "exec", "--exec-id", name, "--fifo-dir", b.c.FIFODir(), id}, args...)
 }
 
 // exec: output, exit code, and bulk data in both directions.
 func (b box) exec(id string) {
-	exec := func(name string, args ...string) []string {
-		return append([]string{"tasks", "exec", "--exec-id", name, "--fifo-dir", b.c.FIFODir(), id}, args...)
-	}
 	begin := time.Now()
-	if r := b.ctr(exec("code", "sh", "-c", "echo $((6*7)); exit 3")...); r.Code != 3 || r.Stdout != "42\n" {
+	if r := b.ctr(b.execArgs(id, "code", "sh", "-c", "echo $((6*7)); exit 3")...); r.Code != 3 || r.Stdout != "42\n" {
 		b.Errorf("exec in %s: %+v; want 42 and status 3", id, r)
 	}
 	b.Logf("pod %s: exec with output and status took %v", id, time.Since(begin).Round(time.Millisecond))
 
-	const size = 3<<20 + 12345
+	const size = 1<<20 + 12345
 	data := bytes.Repeat([]byte(id+" 0123456789abcdef\n"), size/20)
 	sum := sha256.Sum256(data)
 	want := hex.EncodeToString(sum[:])
 	ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
 	defer cancel()
 	begin = time.Now()
-	cmd := b.c.CtrCmd(ctx, exec("in", "sh", "-c", "tee /dev/stderr | sha256sum")...)
+	cmd := b.c.CtrCmd(ctx, b.execArgs(id, "in", "sh", "-c", "tee /dev/stderr | sha256sum")...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(data), &stdout, &stderr
 	err := cmd.Run()
@@ -299,10 +340,8 @@ func (b box) killShim(p pod) {
 	if _, err := os.Stat(filepath.Join(b.c.PodsDir(), p.id)); !errors.Is(err, fs.ErrNotExist) {
 		b.Errorf("directory of the removed pod: %v", err)
 	}
-	for _, name := range []string{"qemu-system", "virtiofsd"} {
-		if n := len(processes(b.T, name)); name == "qemu-system" && n != 1 {
-			b.Errorf("%d processes of %s; want that of the other pod", n, name)
-		}
+	if vmms := processes(b.T, "qemu-system"); len(vmms) != 1 {
+		b.Errorf("%v run; want QEMU of the other pod only", vmms)
 	}
 	b.Logf("pod %s removed; context id %d is free", p.id, p.cid)
 }
