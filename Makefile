@@ -95,6 +95,12 @@ bench: image ## measure; the result goes to _build/bench.json
 	$(call step,bench)
 	@go run ./integration/cmd/bench -bin $(KATA_BUILD)/bin -images $(KATA_BUILD)/images -json $(KATA_BUILD)/bench.json
 
+.PHONY: install
+install: ## install a finished build below DESTDIR (default /); containerd's configuration only with CONTAINERD=1
+	@for f in bin/kata-ctl images/manifest.json; do \
+		[ -e $(KATA_BUILD)/$$f ] || { echo "_build/$$f is missing: run make image first"; exit 1; }; done
+	@$(KATA_BUILD)/bin/kata-ctl install --from $(KATA_BUILD) --root "$(DESTDIR)/" $(if $(CONTAINERD),,--no-containerd)
+
 .PHONY: clean
 clean: ## remove _build; the cache stays
 	rm -rf $(KATA_BUILD)
