@@ -228,6 +228,20 @@ func (c *kernelConn) Close() error {
 	return c.Conn.Close()
 }
 
+// CloseWrite implements HalfCloser.
+func (c *kernelConn) CloseWrite() error {
+	return asClosed(c.Conn.CloseWrite(), "close-write", c.local, c.remote)
+}
+
+// asClosed makes net.ErrClosed of the error that the library has for some calls
+// on a closed socket, EBADF, which it makes up itself.
+func asClosed(err error, op string, local, remote net.Addr) error {
+	if errors.Is(err, unix.EBADF) {
+		return &net.OpError{Op: op, Net: "vsock", Source: local, Addr: remote, Err: net.ErrClosed}
+	}
+	return err
+}
+
 // kernelListener accepts from one guest only.
 type kernelListener struct {
 	l *mdvsock.Listener
@@ -240,7 +254,7 @@ func (l *kernelListener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.l.Accept()
 		if err != nil {
-			return nil, err
+			return nil, asClosed(err, "accept", nil, l.Addr())
 		}
 		vc, ok := c.(*mdvsock.Conn)
 		peer, isAddr := c.RemoteAddr().(*mdvsock.Addr)

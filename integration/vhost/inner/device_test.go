@@ -4,12 +4,9 @@ package inner
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
-	"io"
 	"net"
 	"os"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -25,6 +22,7 @@ import (
 	"github.com/kata-v2/kata/hypervisor/vsock"
 	"github.com/kata-v2/kata/hypervisor/vsock/vsocktest"
 	"github.com/kata-v2/kata/hypervisor/vsock/vsocktest/guestsvc"
+	"github.com/kata-v2/kata/hypervisor/vsock/vsocktest/measure"
 )
 
 // claim asks the kernel for one context id, as a shim beside this one would by
@@ -205,59 +203,20 @@ func device(t *testing.T) {
 
 // figures prints what a stream costs here; they are no verdict.
 func figures(t *testing.T, d vsock.Device) {
-	dial := func(port uint32) net.Conn {
-		c, err := d.Dial(t.Context(), port)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = c.Close() })
-		if err := c.SetDeadline(time.Now().Add(stepTimeout)); err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}
-	const total = 16 << 20
-	rate := func(begin time.Time) float64 { return total / 1e6 / time.Since(begin).Seconds() }
-
-	begin, c := time.Now(), dial(guestsvc.SourcePort)
-	if err := binary.Write(c, binary.LittleEndian, guestsvc.SourceRequest{Total: total, Chunk: 64 << 10, Seed: guestsvc.RawSeed}); err != nil {
+	const total, write = 16 << 20, 64 << 10
+	ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
+	defer cancel()
+	up, err := measure.Up(ctx, d, total, write)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if n, err := io.Copy(io.Discard, c); n != total || err != nil {
-		t.Fatal(n, err)
-	}
-	t.Logf("guest to host: %.1f MB/s", rate(begin))
-
-	begin, c = time.Now(), dial(guestsvc.SinkPort)
-	if _, err := c.Write(make([]byte, 4+total)); err != nil {
+	down, err := measure.Down(ctx, d, total, write)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.(vsock.HalfCloser).CloseWrite(); err != nil {
+	trip, err := measure.RoundTrip(ctx, d, 101)
+	if err != nil {
 		t.Fatal(err)
 	}
-	var reply guestsvc.SinkReply
-	if err := binary.Read(c, binary.LittleEndian, &reply); err != nil || reply.Count != total {
-		t.Fatal(reply, err)
-	}
-	t.Logf("host to guest: %.1f MB/s", rate(begin))
-
-	c = dial(guestsvc.EchoPort)
-	times := make([]time.Duration, 101)
-	for i := range times {
-		begin := time.Now()
-		if err := echoByte(c); err != nil {
-			t.Fatal(err)
-		}
-		times[i] = time.Since(begin)
-	}
-	slices.Sort(times)
-	t.Logf("round trip of 1 byte: median %v", times[len(times)/2].Round(time.Microsecond))
-}
-
-func echoByte(c net.Conn) error {
-	if _, err := c.Write([]byte{1}); err != nil {
-		return err
-	}
-	_, err := io.ReadFull(c, make([]byte, 1))
-	return err
+	t.Logf("guest to host %.1f MB/s, host to guest %.1f MB/s, round trip of 1 byte %v", up, down, trip.Round(time.Microsecond))
 }
