@@ -54,6 +54,19 @@ type ReadyWaiter interface {
 	WaitReady(ctx context.Context) error
 }
 
+// NICPlugger is implemented by machines that take network devices while they
+// run, up to Config.HotplugPorts at a time. The guest must have booted.
+type NICPlugger interface {
+	// PlugNIC adds a device and returns its place in the guest: the PCI slots from
+	// the root bus down, two hexadecimal digits each, "08/00". The guest may not
+	// have found it yet. On error the device is not there and its files are closed.
+	PlugNIC(ctx context.Context, n NIC) (path string, err error)
+	// UnplugNIC takes the device with that ID out and returns when the guest has
+	// let go of it. One of Config.NICs may stay in the guest, without a carrier. A
+	// device that is not there is no error.
+	UnplugNIC(ctx context.Context, id string) error
+}
+
 // Config is a complete, immutable description of a machine.
 type Config struct {
 	// ID names the machine in logs and process titles; it is the sandbox id.
@@ -76,6 +89,9 @@ type Config struct {
 	Shares []Share
 	// NICs are the network devices of the machine, in the order in which the guest finds them.
 	NICs []NIC
+	// HotplugPorts is how many devices can be plugged into the running machine at
+	// a time (NICPlugger). Each costs boot time.
+	HotplugPorts int
 	// Vsock chooses the backend of the vsock device.
 	Vsock VsockBackend
 	// Network tells in which network namespace the VMM process runs.
@@ -139,6 +155,8 @@ type Info struct {
 	Accelerator string
 	// Vsock is the backend in use, never VsockAuto.
 	Vsock VsockBackend
+	// NICs are the places in the guest of Config.NICs, as PlugNIC returns them.
+	NICs []string
 	// Console returns the last bytes that the guest wrote to its console.
 	ConsoleTail func() string
 }

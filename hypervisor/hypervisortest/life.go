@@ -21,7 +21,9 @@ import (
 
 // life is one machine from its start to its orderly end.
 func (s *suite) life() {
-	vm := s.start(s.config("life"))
+	c := s.config("life")
+	c.NICs, c.HotplugPorts = []hypervisor.NIC{s.nic("fixed", 2)}, 1
+	vm := s.start(c)
 	early := wait("a dial made before the guest was up", func() error { return s.dialEcho(vm, 1) })
 	s.info(vm)
 	s.ready(vm)
@@ -37,6 +39,7 @@ func (s *suite) life() {
 	}
 	s.dials(vm)
 	s.listens(vm)
+	s.plugging(vm)
 
 	waiting := s.load(vm)
 	s.stillWaiting(waiting)
