@@ -66,13 +66,15 @@ type conn struct {
 	asked     bool // a CREDIT_REQUEST went out since credit last changed
 
 	// Receiving.
-	rbuf    []byte // lent by a blocked Read
-	rgot    int    // bytes that were put into it
-	in      buffer
-	shutIn  uint32 // what the guest announced
-	grant   uint32 // our buf_alloc
-	fwdCnt  uint32 // bytes that Read has returned
-	lastFwd uint32 // fwdCnt as last told
+	rbuf   []byte // lent by a blocked Read
+	rgot   int    // bytes that were put into it
+	in     buffer
+	shutIn uint32 // what the guest announced
+	grant  uint32 // our buf_alloc
+	// released: grant is not reserved any more.
+	released bool
+	fwdCnt   uint32 // bytes that Read has returned
+	lastFwd  uint32 // fwdCnt as last told
 }
 
 // newConn adds a stream to the tables.
@@ -149,6 +151,7 @@ func (c *conn) tryRead(p []byte) (n int, ready bool, err error) {
 	case c.in.n > 0:
 		n = c.in.take(p)
 		c.consumed(n)
+		c.s.release(c)
 		return n, true, nil
 	case c.shutIn&shutSend != 0:
 		return 0, true, io.EOF
@@ -250,6 +253,7 @@ func (c *conn) Close() error {
 	}
 	c.closed, c.wbuf = true, nil
 	c.in.drop()
+	s.release(c) // what comes now is dropped
 	c.rdead.stop()
 	c.wdead.stop()
 	wake(c.rwake)

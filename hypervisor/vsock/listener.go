@@ -20,7 +20,7 @@ func (s *stack) dial(ctx context.Context, port uint32) (net.Conn, error) {
 		return fail(err)
 	}
 	s.mu.Lock()
-	if err := s.err; err != nil || len(s.conns) >= maxConns {
+	if err := s.err; err != nil || s.full() {
 		s.mu.Unlock()
 		if err == nil {
 			err = os.NewSyscallError("connect", unix.ENOBUFS)
@@ -134,6 +134,8 @@ func (l *listener) shut() bool {
 				l.s.reset(c.key)
 			}
 			c.fail(unix.ECONNRESET)
+			c.in.drop() // nobody will read it
+			l.s.release(c)
 		default:
 			return true
 		}

@@ -8,13 +8,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Limits that bound what one guest can make this process hold.
+// Limits that bound what one guest can make this process hold; doc.go has the sum.
 const (
-	maxConns   = 8192     // streams, those that linger after Close included
-	maxResets  = 4096     // RST packets waiting for a buffer of the guest
-	maxBacklog = 1024     // streams accepted by a listener but not yet by its owner
-	budget     = 64 << 20 // bytes that streams share as receive buffers before they get the least
-	minGrant   = 16 << 10 // receive buffer of a stream when the budget is used up
+	// maxConns bounds streams, those that linger after Close included: four times
+	// the 1,000 that a machine full of containers uses.
+	maxConns = 4096
+	// maxResets bounds RST packets that wait for a buffer of the guest. One that
+	// sends without taking them goes without the rest: it knows what it sent.
+	maxResets = 4096
+	// maxBacklog bounds streams that a listener holds for its owner to accept,
+	// whether the guest has reset them meanwhile or not. Linux's SOMAXCONN was as much.
+	maxBacklog = 128
+	// budget is what streams share as receive buffers, bytes: 56 streams get
+	// maxBuffer each before the others get less, down to minGrant.
+	budget = 16 << 20
+	// minGrant is the receive buffer of a stream when the budget is used up,
+	// bytes. Two of Linux's packets, so that one is read while the next comes.
+	minGrant = 8 << 10
+	// maxGranted is the most that streams may hold together, those included that
+	// the guest has reset and nobody has read or closed.
+	maxGranted = budget + maxConns*minGrant
 )
 
 // firstPort is where host ports picked by us begin: far above those that
@@ -72,6 +85,18 @@ func (s *stack) grant() uint32 {
 	return uint32(g)
 }
 
+// full reports whether there may be no more streams.
+func (s *stack) full() bool { return len(s.conns) >= maxConns || s.granted > maxGranted-minGrant }
+
+// release takes back what was granted to c once c can hold no bytes any more: a
+// stream that the guest has reset keeps what had arrived until it is read.
+func (s *stack) release(c *conn) {
+	if !c.released && (c.gone || c.closed) && c.in.n == 0 {
+		c.released = true
+		s.granted -= int(c.grant)
+	}
+}
+
 // pickPort returns a host port that nothing uses.
 func (s *stack) pickPort() uint32 {
 	for {
@@ -120,7 +145,7 @@ func (s *stack) forget(c *conn) {
 	if c.dialled {
 		delete(s.dialPorts, c.key.host)
 	}
-	s.granted -= int(c.grant)
+	s.release(c)
 	if c.linger != nil {
 		c.linger.Stop()
 	}
@@ -211,7 +236,7 @@ func (s *stack) request(k key, c *conn, h header) {
 		}
 	}
 	l := s.listeners[k.host]
-	if l == nil || len(s.conns) >= maxConns || len(l.queue) == cap(l.queue) {
+	if l == nil || s.full() || len(l.queue) == cap(l.queue) {
 		s.reset(k)
 		return
 	}

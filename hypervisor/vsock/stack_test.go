@@ -181,25 +181,6 @@ func TestUnknownStreamsAndForeigners(t *testing.T) {
 	st.host(opRST) // no seqpacket
 }
 
-func TestFloodsAreBounded(t *testing.T) {
-	st := newStackTest(t)
-	for i := range uint32(maxConns + 2*maxResets) {
-		st.guest(opRequest, i, 0, 0)
-		st.guest(opRW, 1<<20+i, 0, 0)
-	}
-	st.s.mu.Lock()
-	defer st.s.mu.Unlock()
-	if n := len(st.s.conns); n != maxBacklog {
-		t.Errorf("%d streams that nobody accepts; want %d", n, maxBacklog)
-	}
-	if n := len(st.s.resets); n != maxResets {
-		t.Errorf("%d resets; want %d", n, maxResets)
-	}
-	if limit := budget + maxConns*minGrant; st.s.granted > limit {
-		t.Errorf("%d bytes granted; want at most %d", st.s.granted, limit)
-	}
-}
-
 func TestFairness(t *testing.T) {
 	st := newStackTest(t)
 	big, small := st.open(1), st.open(2)

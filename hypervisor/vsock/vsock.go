@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package vsock is the host end of one machine's virtio-vsock device (virtio
-// 1.3 §5.10): either the kernel's vhost-vsock (Kernel) or a vhost-user device
-// of our own that runs inside this process (User). Both are a Device. The suite
-// in vsocktest says what that means.
 package vsock
 
 import (
