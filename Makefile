@@ -85,6 +85,20 @@ test-vhost: image ## the kernel's vhost path, on a host that is itself emulated 
 	$(call step,test the kernel vhost path)
 	@go run ./integration/vhost -bin $(KATA_BUILD)/bin -images $(KATA_BUILD)/images -dir $(KATA_BUILD)/vhost $(VHOST_FLAGS)
 
+# Every target of the tree for FUZZTIME; what one finds is kept below its testdata.
+FUZZTIME ?= 30s
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for 30 s (FUZZTIME=…)
+	$(call step,fuzz)
+	@for p in $$(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n 1 dirname | sort -u | sed 's,^,./,'); do \
+		list=$$(go test -list '^Fuzz' "$$p"); \
+		for f in $$(awk '/^Fuzz/' <<<"$$list"); do \
+			echo "$$p $$f"; \
+			go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x "$$p"; \
+		done; \
+	done
+
 .PHONY: run
 run: image ## run one container in a virtual machine under containerd
 	$(call step,run)

@@ -116,6 +116,33 @@ func TestHostileRings(t *testing.T) {
 			r.SetDesc(0, low, 43, 0, 0)
 			r.Offer(0)
 		}},
+		{"descriptors of length zero", "no header", 1, func(_ *vsocktest.Driver, r *vsocktest.Ring) {
+			r.SetDesc(0, low, 0, next, 1)
+			r.SetDesc(1, far, 0, 0, 0)
+			r.Offer(0)
+		}},
+		{"buffer runs out of its region", "outside of its memory", 1, func(_ *vsocktest.Driver, r *vsocktest.Ring) {
+			r.SetDesc(0, low+8<<20-20, 44, 0, 0)
+			r.Offer(0)
+		}},
+		{"indirect table of length zero", "indirect table", 1, func(_ *vsocktest.Driver, r *vsocktest.Ring) {
+			r.SetDesc(0, low, 0, indirect, 0)
+			r.Offer(0)
+		}},
+		{"indirect table outside", "outside of its memory", 1, func(_ *vsocktest.Driver, r *vsocktest.Ring) {
+			r.SetDesc(0, far, 16, indirect, 0)
+			r.Offer(0)
+		}},
+		{"next outside of the indirect table", "descriptor 9", 1, func(d *vsocktest.Driver, r *vsocktest.Ring) {
+			vsocktest.PutDesc(d.Mem(low, 16), low, 1, next, 9)
+			r.SetDesc(0, low, 16, indirect, 0)
+			r.Offer(0)
+		}},
+		{"both directions in one chain", "one direction", 1, func(_ *vsocktest.Driver, r *vsocktest.Ring) {
+			r.SetDesc(0, low, 44, next, 1)
+			r.SetDesc(1, low, 44, write, 0)
+			r.Offer(0)
+		}},
 		{"payload beyond the chain", "claims a payload", 1, func(d *vsocktest.Driver, r *vsocktest.Ring) {
 			packetAt(d, low, 101)
 			r.SetDesc(0, low, 44+100, 0, 0)
