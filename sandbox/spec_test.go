@@ -102,6 +102,18 @@ func TestValidateSpec(t *testing.T) {
 		"missing network": {func(s *specs.Spec) {
 			s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: "/nonexistent"}}
 		}, "linux.namespaces[0].path"},
+		"user namespace": {func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+		}, "(user): user namespaces are not supported"},
+		"user mappings": {func(s *specs.Spec) {
+			s.Linux.GIDMappings = []specs.LinuxIDMapping{{HostID: 1000, Size: 1}}
+		}, "linux.gidMappings"},
+		"mapped mount": {func(s *specs.Spec) {
+			s.Mounts[0].UIDMappings = []specs.LinuxIDMapping{{HostID: 1000, Size: 1}}
+		}, "mounts[0]"},
+		"idmap": {func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Type: "bind", Source: "/x", Destination: "/y", Options: []string{"rbind", "ridmap"}})
+		}, "mapped user ids"},
 		"bidirectional": {func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Type: "bind", Source: "/x", Destination: "/y", Options: []string{"rbind", "rshared"}})
 		}, "Bidirectional"},

@@ -30,6 +30,9 @@ func validateSpec(spec *specs.Spec, pod string) error {
 	if err := validateNetwork(spec, pod); err != nil {
 		return err
 	}
+	if err := validateUsers(spec); err != nil {
+		return err
+	}
 	for i, m := range spec.Mounts {
 		for _, o := range m.Options {
 			if o == "shared" || o == "rshared" {
@@ -42,6 +45,27 @@ func validateSpec(spec *specs.Spec, pod string) error {
 		if d.Type == "b" {
 			return refuse(fmt.Sprintf("linux.devices[%d] (%s)", i, d.Path), "a block device of the host is not passed to the guest this way",
 				"mount what is on it")
+		}
+	}
+	return nil
+}
+
+// validateUsers refuses user namespaces and mounts with mapped ids: the guest has
+// neither, and ignoring them would run the container as a user that it did not ask for.
+func validateUsers(spec *specs.Spec) error {
+	for i, n := range spec.Linux.Namespaces {
+		if n.Type == specs.UserNamespace {
+			return refuse(fmt.Sprintf("linux.namespaces[%d] (user)", i), "user namespaces are not supported",
+				"leave it out (hostUsers: true): the virtual machine separates the container's users from the host's")
+		}
+	}
+	if len(spec.Linux.UIDMappings)+len(spec.Linux.GIDMappings) > 0 {
+		return refuse("linux.uidMappings, linux.gidMappings", "user namespaces are not supported", "leave them empty")
+	}
+	for i, m := range spec.Mounts {
+		mapped := len(m.UIDMappings)+len(m.GIDMappings) > 0
+		if mapped || slices.Contains(m.Options, "idmap") || slices.Contains(m.Options, "ridmap") {
+			return refuse(fmt.Sprintf("mounts[%d] (%s)", i, m.Destination), "mounts with mapped user ids are not supported", "leave the mappings out")
 		}
 	}
 	return nil

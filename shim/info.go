@@ -30,7 +30,7 @@ func info(stdin io.Reader, stdout io.Writer) error {
 	if err := proto.Unmarshal(in, &req); err != nil {
 		return fmt.Errorf("standard input is not a RuntimeRequest: %w", err)
 	}
-	if _, _, err := loadOptions(req.Options); err != nil {
+	if _, err := loadOptions(req.Options); err != nil {
 		return err
 	}
 	doc, err := json.Marshal(ociFeatures())
@@ -51,7 +51,11 @@ func info(stdin io.Reader, stdout io.Writer) error {
 	return err
 }
 
-// ociFeatures is the OCI features document (runtime-spec features.md).
+// ociFeatures is the OCI features document (runtime-spec features.md). What is in
+// it, a Kubernetes node offers to pods: recursive read-only mounts for the mount
+// option rro, user namespaces for the namespace user with idmap mounts (containerd
+// internal/cri/server/service.go). So it says what holds: with ro and rro alike, a
+// directory is read-only all the way down; user namespaces are refused.
 func ociFeatures() *features.Features {
 	yes, no := true, false
 	return &features.Features{
@@ -60,14 +64,15 @@ func ociFeatures() *features.Features {
 		MountOptions: []string{
 			"async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "mand", "noatime", "nodev", "nodiratime",
 			"noexec", "nomand", "norelatime", "nostrictatime", "nosuid", "private", "rbind", "relatime", "remount", "ro",
-			"rprivate", "rslave", "rw", "slave", "strictatime", "suid", "sync",
+			"rprivate", "rro", "rslave", "rw", "slave", "strictatime", "suid", "sync",
 		},
 		Linux: &features.Linux{
-			Namespaces: []string{"cgroup", "ipc", "mount", "network", "pid", "user", "uts"},
-			Cgroup:     &features.Cgroup{V1: &no, V2: &yes, Systemd: &no, SystemdUser: &no, Rdma: &no},
-			Seccomp:    &features.Seccomp{Enabled: &yes},
-			Apparmor:   &features.Apparmor{Enabled: &no},
-			Selinux:    &features.Selinux{Enabled: &no},
+			Namespaces:      []string{"cgroup", "ipc", "mount", "network", "pid", "uts"},
+			Cgroup:          &features.Cgroup{V1: &no, V2: &yes, Systemd: &no, SystemdUser: &no, Rdma: &no},
+			Seccomp:         &features.Seccomp{Enabled: &yes},
+			Apparmor:        &features.Apparmor{Enabled: &no},
+			Selinux:         &features.Selinux{Enabled: &no},
+			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: &no}},
 		},
 	}
 }

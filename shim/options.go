@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
@@ -16,18 +17,30 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/kata-v2/kata/internal/config"
 )
 
 // The type URLs of runtime options, without the prefix some callers put before
-// them: containerd's own message, its name before containerd 2.0, and runc's.
+// them: containerd's own message, its name up to containerd 1.5 and in clients
+// built with that, and runc's.
 const (
 	typeOptions     = "runtimeoptions.v1.Options"
 	typeOptionsOld  = "cri.runtimeoptions.v1.Options"
 	typeRuncOptions = "containerd.runc.v1.Options"
 )
+
+// runtimeOptions are what the options of a container mean here.
+type runtimeOptions struct {
+	// config says where the configuration comes from.
+	config config.LoadOptions
+	// cgroup is where a new daemon goes, below the root of every hierarchy; empty for none.
+	cgroup string
+	// notes are for the operator.
+	notes []string
+}
 
 func optionsType(a *anypb.Any) string {
 	u := a.GetTypeUrl()
@@ -42,49 +55,57 @@ func isOptions(a *anypb.Any) bool {
 	return false
 }
 
-// loadOptions turns the runtime options into where the configuration comes
-// from. notes are for the operator.
-func loadOptions(a *anypb.Any) (o config.LoadOptions, notes []string, err error) {
+// loadOptions reads the runtime options; nil and empty ones mean nothing.
+func loadOptions(a *anypb.Any) (o runtimeOptions, err error) {
 	if a == nil || (a.TypeUrl == "" && len(a.Value) == 0) {
-		return o, nil, nil
+		return o, nil
 	}
-	switch t := optionsType(a); t {
+	t := optionsType(a)
+	var m proto.Message
+	switch t {
 	case typeOptions, typeOptionsOld:
-		var ro runtimeoptions.Options
-		if err := proto.Unmarshal(a.Value, &ro); err != nil {
-			return o, nil, fmt.Errorf("runtime options (%s): %w: %w", t, err, errdefs.ErrInvalidArgument)
-		}
-		o.Path = ro.ConfigPath
-		if len(ro.ConfigBody) > 0 {
-			o.Body = ro.ConfigBody
-		}
-		return o, nil, nil
+		m = &runtimeoptions.Options{}
 	case typeRuncOptions:
-		var ro runcoptions.Options
-		if err := proto.Unmarshal(a.Value, &ro); err != nil {
-			return o, nil, fmt.Errorf("runtime options (%s): %w: %w", t, err, errdefs.ErrInvalidArgument)
-		}
-		return o, runcNotes(&ro), nil
+		m = &runcoptions.Options{}
 	default:
-		return o, nil, fmt.Errorf("runtime options of type %q: must be %s or %s: %w", a.TypeUrl, typeOptions, typeRuncOptions, errdefs.ErrInvalidArgument)
+		return o, fmt.Errorf("runtime options of type %q: must be %s or %s: %w", a.TypeUrl, typeOptions, typeRuncOptions, errdefs.ErrInvalidArgument)
 	}
+	if err := proto.Unmarshal(a.Value, m); err != nil {
+		return o, fmt.Errorf("runtime options (%s): %w: %w", t, err, errdefs.ErrInvalidArgument)
+	}
+	switch m := m.(type) {
+	case *runtimeoptions.Options:
+		o.config.Path = m.ConfigPath
+		// The path comes first (containerd api/types/runtimeoptions/v1/api.proto).
+		if len(m.ConfigBody) > 0 && m.ConfigPath == "" {
+			o.config.Body = m.ConfigBody
+		}
+	case *runcoptions.Options:
+		o.cgroup = m.ShimCgroup
+		o.notes = idleNotes(m)
+	}
+	return o, nil
 }
 
-// runcNotes names runc's options that are set and mean nothing for a VM.
-func runcNotes(o *runcoptions.Options) []string {
+// honoured are runc's options that need no warning: the daemon's cgroup; the form
+// of cgroup paths, which a path shows by itself; and where a pod's Task API is,
+// which is for containerd and not for the shim.
+var honoured = []protoreflect.Name{"shim_cgroup", "systemd_cgroup", "task_api_address", "task_api_version"}
+
+// idleNotes names, in one note, the options of runc that are set and mean
+// nothing for a virtual machine.
+func idleNotes(o *runcoptions.Options) []string {
 	var idle []string
-	for name, set := range map[string]bool{
-		"no_pivot_root": o.NoPivotRoot, "no_new_keyring": o.NoNewKeyring, "binary_name": o.BinaryName != "",
-		"root": o.Root != "", "criu_image_path": o.CriuImagePath != "", "criu_work_path": o.CriuWorkPath != "",
-		"io_uid": o.IoUid != 0, "io_gid": o.IoGid != 0, "shim_cgroup": o.ShimCgroup != "",
-	} {
-		if set {
-			idle = append(idle, name)
+	o.ProtoReflect().Range(func(f protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
+		if !slices.Contains(honoured, f.Name()) {
+			idle = append(idle, string(f.Name()))
 		}
-	}
+		return true
+	})
 	if len(idle) == 0 {
 		return nil
 	}
+	slices.Sort(idle)
 	return []string{"runc options without effect here: " + strings.Join(idle, ", ")}
 }
 

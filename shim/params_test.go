@@ -15,10 +15,10 @@ import (
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/containerd/api/types"
-	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -114,7 +114,7 @@ func TestMalformedParams(t *testing.T) {
 	// Parameters for another container parse as an Any of a type that is not known.
 	p, err := read(t, marshal(t, stranger), startArgs...)
 	if err == nil {
-		_, _, err = loadOptions(p.Options)
+		_, err = loadOptions(p.Options)
 	}
 	if err == nil {
 		t.Error("the parameters of another container are accepted")
@@ -137,32 +137,78 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func TestLoadOptions(t *testing.T) {
-	runtime := &runtimeoptions.Options{TypeUrl: "x", ConfigPath: "/etc/kata.toml", ConfigBody: []byte("[runtime]\n")}
+	runtime := &runtimeoptions.Options{TypeUrl: "x", ConfigBody: []byte("[runtime]\n")}
 	for _, url := range []string{typeOptions, typeOptionsOld, "types.containerd.io/" + typeOptions} {
-		o, notes, err := loadOptions(wrap(t, url, runtime))
-		if err != nil || len(notes) > 0 || o.Path != "/etc/kata.toml" || string(o.Body) != "[runtime]\n" {
-			t.Errorf("%s: %+v, %v, %v", url, o, notes, err)
+		runtime.ConfigPath = ""
+		o, err := loadOptions(wrap(t, url, runtime))
+		if err != nil || o.notes != nil || o.config.Path != "" || string(o.config.Body) != "[runtime]\n" {
+			t.Errorf("%s, body: %+v, %v", url, o, err)
+		}
+		runtime.ConfigPath = "/etc/kata.toml"
+		o, err = loadOptions(wrap(t, url, runtime))
+		if err != nil || o.notes != nil || o.config.Path != "/etc/kata.toml" || o.config.Body != nil {
+			t.Errorf("%s, path and body: %+v, %v; want the path", url, o, err)
 		}
 	}
-	o, notes, err := loadOptions(wrap(t, typeRuncOptions, &runcoptions.Options{BinaryName: "crun", NoPivotRoot: true, SystemdCgroup: true}))
-	if err != nil || o.Path != "" || len(notes) != 1 || !strings.Contains(notes[0], "binary_name") || !strings.Contains(notes[0], "no_pivot_root") {
-		t.Errorf("runc's: %+v, %v, %v", o, notes, err)
-	}
-	if _, notes, err := loadOptions(wrap(t, typeRuncOptions, &runcoptions.Options{})); err != nil || len(notes) > 0 {
-		t.Errorf("runc's, empty: %v, %v", notes, err)
-	}
 	for _, a := range []*anypb.Any{nil, {}} {
-		if o, notes, err := loadOptions(a); err != nil || o.Path != "" || o.Body != nil || notes != nil {
-			t.Errorf("none: %+v, %v, %v", o, notes, err)
+		if o, err := loadOptions(a); err != nil || o.config.Path != "" || o.config.Body != nil || o.notes != nil {
+			t.Errorf("none: %+v, %v", o, err)
 		}
 	}
 	for name, a := range map[string]*anypb.Any{
 		"unknown type": {TypeUrl: "example.com/Other"}, "malformed": {TypeUrl: typeOptions, Value: []byte{0xff}},
 		"malformed runc": {TypeUrl: typeRuncOptions, Value: []byte{0xff}},
 	} {
-		if _, _, err := loadOptions(a); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "runtime options") {
+		if _, err := loadOptions(a); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "runtime options") {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestRuncOptions: encoded by hand, so that it is the wire that is tested: field
+// numbers of containerd api/types/runc/options/oci.proto; 8 was criu_path up to 1.7.
+func TestRuncOptions(t *testing.T) {
+	for _, c := range []struct {
+		name, wire, cgroup, idle string
+	}{
+		{"none", "", "", ""},
+		{"honoured", "\x1a\x02/c\x48\x01\x62\x01a\x68\x03", "/c", ""},
+		{"ctr's", "\x32\x04crun\x3a\x09/run/runc\x48\x01", "", "binary_name, root"},
+		{"all", "\x08\x01\x10\x01\x1a\x02/c\x20\x01\x28\x01\x32\x01b\x3a\x01r\x48\x01\x52\x01i\x5a\x01w", "/c",
+			"binary_name, criu_image_path, criu_work_path, io_gid, io_uid, no_new_keyring, no_pivot_root, root"},
+		{"of containerd 1.7", "\x42\x04criu", "", ""},
+	} {
+		o, err := loadOptions(&anypb.Any{TypeUrl: typeRuncOptions, Value: []byte(c.wire)})
+		var want []string
+		if c.idle != "" {
+			want = []string{"runc options without effect here: " + c.idle}
+		}
+		if err != nil || o.cgroup != c.cgroup || !slices.Equal(o.notes, want) || o.config.Path != "" {
+			t.Errorf("%s: %+v, %v; want cgroup %q and %q", c.name, o, err, c.cgroup, want)
+		}
+	}
+}
+
+func TestJoinCgroup(t *testing.T) {
+	dir := t.TempDir()
+	roots := []string{dir + "/cpu", dir + "/memory", dir + "/pids"}
+	for _, root := range roots[:2] {
+		must(t, os.MkdirAll(root+"/kata/shims", 0o755))
+		must(t, os.WriteFile(root+"/kata/shims/cgroup.procs", nil, 0o644))
+	}
+	must(t, join(roots, "/kata/shims", 42))
+	must(t, join(roots, "../../kata/shims", 42))
+	for _, root := range roots[:2] {
+		if got, err := os.ReadFile(root + "/kata/shims/cgroup.procs"); err != nil || string(got) != "42" {
+			t.Errorf("%s: %q, %v", root, got, err)
+		}
+	}
+	if err := join(roots, "/nowhere", 42); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "/nowhere") {
+		t.Errorf("a cgroup that does not exist: %v", err)
+	}
+	must(t, os.MkdirAll(roots[2]+"/kata/shims/cgroup.procs", 0o755))
+	if err := join(roots, "/kata/shims", 42); err == nil {
+		t.Error("a failure in one hierarchy is ignored")
 	}
 }
 
@@ -199,31 +245,6 @@ func TestReadSpec(t *testing.T) {
 	}
 }
 
-func TestAnswer(t *testing.T) {
-	const address = "unix:///run/x/shim.sock"
-	var b bytes.Buffer
-	t.Setenv(envMaxVersion, "")
-	must(t, answer(&params{}, address, &b))
-	if b.String() != address {
-		t.Errorf("bare: %q", &b)
-	}
-	b.Reset()
-	t.Setenv(envMaxVersion, "2")
-	must(t, answer(&params{}, address, &b))
-	var j map[string]any
-	must(t, json.Unmarshal(b.Bytes(), &j))
-	if j["version"] != 2.0 || j["address"] != address || j["protocol"] != "ttrpc" || len(j) != 3 {
-		t.Errorf("JSON: %v", j)
-	}
-	b.Reset()
-	must(t, answer(&params{Protobuf: true}, address, &b))
-	var r bootapi.BootstrapResult
-	must(t, proto.Unmarshal(b.Bytes(), &r))
-	if r.Version != 3 || r.Address != address || r.Protocol != "ttrpc" {
-		t.Errorf("protobuf: %v", &r)
-	}
-}
-
 func TestInfo(t *testing.T) {
 	var out bytes.Buffer
 	opts := wrap(t, typeOptions, &runtimeoptions.Options{})
@@ -233,10 +254,16 @@ func TestInfo(t *testing.T) {
 	if r.Name != Name || r.Version.GetVersion() == "" || r.Features.GetTypeUrl() != featuresType || !proto.Equal(r.Options, opts) {
 		t.Errorf("%v", &r)
 	}
-	var doc map[string]any
+	if len(r.Annotations) > 0 {
+		t.Errorf("annotations %v: what containerd reads there belongs to MountCapabilities", r.Annotations)
+	}
+	var doc features.Features
 	must(t, json.Unmarshal(r.Features.Value, &doc))
-	if doc["ociVersionMin"] != "1.0.0" {
-		t.Errorf("features: %v", doc)
+	if doc.OCIVersionMin != "1.0.0" || !slices.Contains(doc.MountOptions, "rro") {
+		t.Errorf("features: %+v", doc)
+	}
+	if slices.Contains(doc.Linux.Namespaces, "user") || *doc.Linux.MountExtensions.IDMap.Enabled {
+		t.Error("user namespaces are claimed, and refused")
 	}
 	if err := info(strings.NewReader("junk"), io.Discard); err == nil {
 		t.Error("junk is accepted")
@@ -258,20 +285,5 @@ func TestMainKeepsQuiet(t *testing.T) {
 		if code := Main(args, strings.NewReader(""), &out, &errs); code != 1 || out.Len() > 0 || !strings.HasPrefix(errs.String(), Name+": ") {
 			t.Errorf("%q: %d, %q, %q", args, code, &out, &errs)
 		}
-	}
-}
-
-func TestRuncNotesNameEveryOption(t *testing.T) {
-	notes := runcNotes(&runcoptions.Options{
-		NoPivotRoot: true, NoNewKeyring: true, BinaryName: "x", Root: "x", CriuImagePath: "x", CriuWorkPath: "x", IoUid: 1, IoGid: 1, ShimCgroup: "x",
-	})
-	if len(notes) != 1 {
-		t.Fatalf("%q", notes)
-	}
-	_, list, _ := strings.Cut(notes[0], ": ")
-	names := strings.Split(list, ", ")
-	slices.Sort(names)
-	if want := []string{"binary_name", "criu_image_path", "criu_work_path", "io_gid", "io_uid", "no_new_keyring", "no_pivot_root", "root", "shim_cgroup"}; !slices.Equal(names, want) {
-		t.Errorf("%q", names)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	"github.com/containerd/containerd/api/types"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
@@ -23,8 +24,8 @@ import (
 	"github.com/kata-v2/kata/sandbox/ledger"
 )
 
-// envMaxVersion announces that JSON is understood as an answer. It holds 2 in
-// containerd 1.7 to 2.4 alike, of which 1.7 knows nothing newer than version 2.
+// envMaxVersion announces that JSON is understood as an answer. It holds 2 from
+// containerd 1.7 on, whatever the release understands; see docs/containerd.md.
 const envMaxVersion = "MAX_SHIM_VERSION"
 
 // envDaemon marks the process that start leaves behind; its descriptors are
@@ -56,10 +57,11 @@ func start(ctx context.Context, p *params, stdout io.Writer) error {
 		}
 	}
 	group := p.ID
-	lo, notes, err := loadOptions(p.Options)
+	opts, err := loadOptions(p.Options)
 	if err != nil {
 		return err
 	}
+	lo, notes := opts.config, opts.notes
 	if spec != nil {
 		if group, err = groupOf(spec, p.ID); err != nil {
 			return err
@@ -82,7 +84,7 @@ func start(ctx context.Context, p *params, stdout io.Writer) error {
 		StateDir: cfg.Runtime.StateDir, Debug: p.Debug || cfg.Runtime.EnableDebug, Config: lo, Notes: notes,
 		OldStats: p.form() == bareAddress,
 	}
-	address, err := findOrFork(ctx, d)
+	address, err := findOrFork(ctx, d, opts.cgroup)
 	if err != nil {
 		return err
 	}
@@ -94,8 +96,9 @@ func start(ctx context.Context, p *params, stdout io.Writer) error {
 }
 
 // findOrFork returns the address of the pod's daemon. The state directory is
-// locked meanwhile, so two containers of one pod cannot both make it.
-func findOrFork(ctx context.Context, d daemonParams) (string, error) {
+// locked meanwhile, so two containers of one pod cannot both make it. cgroup is
+// where a new daemon goes, empty for that of containerd.
+func findOrFork(ctx context.Context, d daemonParams, cgroup string) (string, error) {
 	unlock, err := lockDir(d.StateDir)
 	if err != nil {
 		return "", err
@@ -120,7 +123,7 @@ func findOrFork(ctx context.Context, d daemonParams) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := fork(l, socket, d); err != nil {
+	if err := fork(l, socket, d, cgroup); err != nil {
 		return "", errors.Join(err, l.Close())
 	}
 	return address, l.Release()
@@ -144,7 +147,7 @@ func lockDir(dir string) (func(), error) {
 
 // fork leaves the daemon behind, in a mount namespace of its own. It inherits
 // the listening socket, so containerd can connect at once, and the ledger's lock.
-func fork(l *ledger.Ledger, socket string, d daemonParams) error {
+func fork(l *ledger.Ledger, socket string, d daemonParams, cgroup string) error {
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
 		return fmt.Errorf("shim socket: %w", err)
@@ -177,6 +180,14 @@ func fork(l *ledger.Ledger, socket string, d daemonParams) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWNS}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the daemon: %w", err)
+	}
+	if cgroup != "" {
+		// It has no children before containerd knows its address.
+		if err := joinCgroup(cgroup, cmd.Process.Pid); err != nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+			return fmt.Errorf("runtime options: shim_cgroup: %w", err)
+		}
 	}
 	return cmd.Process.Release()
 }
@@ -217,14 +228,18 @@ func (p *params) form() answerForm {
 	return bareAddress
 }
 
-// answer tells containerd where the daemon listens.
+// answer tells containerd where the daemon listens: protobuf for 2.3 and newer,
+// JSON for those that announce a version (1.7 to 2.2), the bare address for older ones.
 func answer(p *params, address string, w io.Writer) error {
 	var out []byte
 	var err error
-	switch p.form() {
-	case protobufResult:
-		out, err = proto.Marshal(&bootapi.BootstrapResult{Version: 3, Address: address, Protocol: "ttrpc"})
-	case jsonResult:
+	switch {
+	case p.Protobuf:
+		result := &bootapi.BootstrapResult{Version: 3, Address: address, Protocol: "ttrpc"}
+		if err = result.AddExtension(mountCapabilities()); err == nil {
+			out, err = proto.Marshal(result)
+		}
+	case os.Getenv(envMaxVersion) != "":
 		out, err = json.Marshal(map[string]any{"version": 2, "address": address, "protocol": "ttrpc"})
 	default:
 		out = []byte(address)
@@ -237,3 +252,10 @@ func answer(p *params, address string, w io.Writer) error {
 	}
 	return nil
 }
+
+// mountCapabilities says which root file systems containerd hands over without
+// having mounted anything itself (containerd docs/shim-capabilities.md). None yet:
+// what has a mount handler there (erofs) or needs a transform (format/…, mkfs/…)
+// is done by containerd, and the shim gets what is left for mount(2). Saying so
+// spares containerd 2.4 asking with -info.
+func mountCapabilities() *types.MountCapabilities { return &types.MountCapabilities{} }

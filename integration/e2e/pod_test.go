@@ -40,6 +40,7 @@ func TestPod(t *testing.T) {
 		{"Group", testGroup},
 		{"Mounts", testMounts},
 		{"FileMounts", testFileMounts},
+		{"RecursiveReadOnly", testRecursiveReadOnly},
 		{"Shm", testShm},
 		{"ReadOnlyRoot", testReadOnlyRoot},
 		{"User", testUser},

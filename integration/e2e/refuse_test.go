@@ -137,10 +137,13 @@ func TestRefusedSpecification(t *testing.T) {
 	s = newSpec(t, "true")
 	s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sdz", Type: "b", Major: 8, Minor: 400}}
 	b.refused("block device", b.runSpec("refused", s), "linux.devices[0]", "/dev/sdz")
+	s = newSpec(t, "true")
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	b.refused("user namespace", b.runSpec("refused", s), "linux.namespaces", "user namespaces are not supported")
 	s = newSpec(t, "true").group("../x")
 	b.refused("group with a slash", b.runSpec("refused", s), groupAnnotation, "../x")
 	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("eight refusals took %v: was a machine started?", took)
+		t.Errorf("nine refusals took %v: was a machine started?", took)
 	}
 }
 

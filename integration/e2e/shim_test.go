@@ -6,17 +6,18 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/ttrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
-
-	"github.com/kata-v2/kata/integration/lab"
 )
 
 // processType is the type of an exec's specification (containerd typeurl
@@ -32,23 +33,22 @@ type shimClient struct {
 // dialShim connects to the shim of a task of containerd.
 func (b *box) dialShim(id string) *shimClient {
 	b.Helper()
-	shim, err := b.c.DialShim(id)
-	return newShimClient(b.T, shim, err)
+	address, err := os.ReadFile(filepath.Join(b.c.Bundle(id), "address"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	return dialTask(b.T, string(address))
 }
 
 func dialTask(t *testing.T, address string) *shimClient {
 	t.Helper()
-	shim, err := lab.DialShimAt(address)
-	return newShimClient(t, shim, err)
-}
-
-func newShimClient(t *testing.T, shim *lab.Shim, err error) *shimClient {
-	t.Helper()
+	conn, err := net.Dial("unix", strings.TrimPrefix(strings.TrimSpace(address), "unix://"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { shim.Close() })
-	return &shimClient{t, shim}
+	client := ttrpc.NewClient(conn)
+	t.Cleanup(func() { client.Close() })
+	return &shimClient{t, task.NewTTRPCTaskClient(client)}
 }
 
 // calls is a context for the calls of one test.

@@ -4,11 +4,27 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 
+	containersapi "github.com/containerd/containerd/api/services/containers/v1"
+	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
+	runcoptions "github.com/containerd/containerd/api/types/runc/options"
+	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
 	"github.com/kata-v2/kata/integration/lab"
 )
+
+// specType is the type of a container's specification (containerd typeurl
+// registration of specs.Spec).
+const specType = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 
 // TestVersions: every release line of containerd starts the shim in its own way
 // and gets the same container: run, start, exec, exit, kill, delete, the events
@@ -20,7 +36,11 @@ func TestVersions(t *testing.T) {
 			o.Version = version
 			b := newOwnBox(t, o)
 			testLife(b)
+			testOptions(b)
 			testOutlives(b)
+			if version >= "2" {
+				testFeatures(b)
+			}
 		})
 	}
 }
@@ -59,15 +79,70 @@ func testLife(b *box) {
 	b.remove("life")
 }
 
-// testOutlives: the daemon is killed and started again; it finds its task.
+// createWith makes and starts a container with runtime options, as containerd's
+// CRI plugin does and ctr cannot for this runtime.
+func (b *box) createWith(id string, s *spec, options proto.Message) error {
+	b.Helper()
+	b.Cleanup(func() { b.remove(id) })
+	data, err := json.Marshal(s)
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, conn := calls(b.T), b.connect()
+	if _, err := containersapi.NewContainersClient(conn).Create(ctx, &containersapi.CreateContainerRequest{Container: &containersapi.Container{
+		ID: id, Spec: &anypb.Any{TypeUrl: specType, Value: data},
+		Runtime: &containersapi.Container_Runtime{
+			Name:    runtimeName,
+			Options: &anypb.Any{TypeUrl: string(options.ProtoReflect().Descriptor().FullName()), Value: marshal(b.T, options)},
+		},
+	}}); err != nil {
+		b.Fatal(err)
+	}
+	tasks := tasksapi.NewTasksClient(conn)
+	if _, err := tasks.Create(ctx, &tasksapi.CreateTaskRequest{ContainerID: id}); err != nil {
+		return err
+	}
+	_, err = tasks.Start(ctx, &tasksapi.StartRequest{ContainerID: id})
+	return err
+}
+
+// testOptions: runtime options in the form of each kind, through containerd.
+func testOptions(b *box) {
+	body := &runtimeoptions.Options{ConfigBody: []byte("[hypervisor.qemu]\nkernal = 1\n")}
+	if err := b.createWith("body", newSpec(b.T, "true"), body); err == nil || !strings.Contains(err.Error(), "config_body") || !strings.Contains(err.Error(), "kernal") {
+		b.Errorf("a wrong config_body: %v", err)
+	}
+	gone := &runtimeoptions.Options{ConfigPath: "/no/such/kata.toml", ConfigBody: body.ConfigBody}
+	if err := b.createWith("path", newSpec(b.T, "true"), gone); err == nil || !strings.Contains(err.Error(), gone.ConfigPath) {
+		b.Errorf("a missing configuration file: %v", err)
+	}
+	none := &runcoptions.Options{ShimCgroup: "/no/such/cgroup"}
+	if err := b.createWith("cgroup", newSpec(b.T, "true"), none); err == nil || !strings.Contains(err.Error(), "shim_cgroup") || !strings.Contains(err.Error(), none.ShimCgroup) {
+		b.Errorf("a missing cgroup: %v", err)
+	}
+}
+
+// testOutlives: the daemon is killed and started again; it finds its task, which
+// was started with options of runc.
 func testOutlives(b *box) {
-	b.start("outlives", nil, "sleep", "1000")
+	cgroup := newCgroup(b.T)
+	if err := b.createWith("outlives", newSpec(b.T, "sleep", "1000"), &runcoptions.Options{ShimCgroup: cgroup, BinaryName: "/no/such/runc", NoPivotRoot: true}); err != nil {
+		b.Fatal(err)
+	}
+	if got := readFile(b.T, fmt.Sprintf("/proc/%d/cgroup", b.family("outlives").vmm)); !strings.Contains(got, ":"+cgroup+"\n") {
+		b.Errorf("the machine is in %q, want it in %s with its shim", got, cgroup)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	if _, err := b.c.WaitLog(ctx, func(l string) bool {
+		return strings.Contains(l, "sandbox=outlives") && strings.Contains(l, "without effect here: binary_name, no_pivot_root")
+	}); err != nil {
+		b.Error(err)
+	}
 	boot := b.bootID("outlives")
 	if err := b.c.Kill(); err != nil {
 		b.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
 	if err := b.c.Restart(ctx); err != nil {
 		b.Fatal(err)
 	}
@@ -75,4 +150,38 @@ func testOutlives(b *box) {
 		b.Errorf("after the restart the container runs in boot %s, before in %s", got, boot)
 	}
 	b.remove("outlives")
+}
+
+// newCgroup is a cgroup of one of the host's hierarchies, as an option names it.
+func newCgroup(t *testing.T) string {
+	t.Helper()
+	for line := range strings.Lines(readFile(t, "/proc/self/mounts")) {
+		f := strings.Fields(line)
+		if len(f) < 3 || !strings.HasPrefix(f[2], "cgroup") {
+			continue
+		}
+		dir, err := os.MkdirTemp(f[1], "kata-e2e-")
+		if errors.Is(err, os.ErrPermission) || errors.Is(err, unix.EROFS) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := os.Remove(dir); err != nil {
+				t.Error(err)
+			}
+		})
+		return strings.TrimPrefix(dir, f[1])
+	}
+	t.Fatal("no cgroup hierarchy can be written")
+	return ""
+}
+
+// testFeatures: what containerd 2 and its CRI plugin learn about the runtime.
+func testFeatures(b *box) {
+	out := b.ok("plugins", "inspect-runtime", "--runtime", runtimeName)
+	if !strings.Contains(out, `"rro"`) || strings.Contains(out, `"user"`) || strings.Contains(out, "allow-mounts") {
+		b.Errorf("the runtime's description: %s", out)
+	}
 }

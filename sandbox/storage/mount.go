@@ -3,7 +3,6 @@
 package storage
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -108,24 +107,49 @@ func mountOne(m Mount, target string) error {
 	return unix.Mount(m.Source, target, fstype, flags, s)
 }
 
-// bind makes a bind mount; flags other than recursion need a remount, which
-// has to repeat the flags that the source's mount has (mount(2), MS_REMOUNT|MS_BIND).
+// mountAttributes are the flags of mount(2) that one mount has by itself, as
+// mount_setattr(2) knows them.
+var mountAttributes = map[uintptr]unix.MountAttr{
+	unix.MS_RDONLY: {Attr_set: unix.MOUNT_ATTR_RDONLY}, unix.MS_NOSUID: {Attr_set: unix.MOUNT_ATTR_NOSUID},
+	unix.MS_NODEV: {Attr_set: unix.MOUNT_ATTR_NODEV}, unix.MS_NOEXEC: {Attr_set: unix.MOUNT_ATTR_NOEXEC},
+	unix.MS_NODIRATIME:  {Attr_set: unix.MOUNT_ATTR_NODIRATIME},
+	unix.MS_NOATIME:     {Attr_set: unix.MOUNT_ATTR_NOATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
+	unix.MS_RELATIME:    {Attr_set: unix.MOUNT_ATTR_RELATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
+	unix.MS_STRICTATIME: {Attr_set: unix.MOUNT_ATTR_STRICTATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
+}
+
+// bind makes a bind mount; a recursive read-only one is read-only all the way
+// down. The mount gets its flags before it gets its place: what appears in the
+// share is copied into the daemon's mount namespace at that moment, and no later
+// change of flags would follow it there.
 func bind(source, target string, flags uintptr) error {
-	if err := unix.Mount(source, target, "", unix.MS_BIND|flags&unix.MS_REC, ""); err != nil {
-		return err
-	}
 	rest := flags &^ (unix.MS_BIND | unix.MS_REC)
 	if rest == 0 {
-		return nil
+		return unix.Mount(source, target, "", unix.MS_BIND|flags&unix.MS_REC, "")
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(target, &st); err == nil {
-		rest |= uintptr(st.Flags) & (unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME | unix.MS_NODIRATIME | unix.MS_RELATIME)
+	how := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	var below uint
+	if flags&unix.MS_REC != 0 {
+		how, below = how|unix.AT_RECURSIVE, unix.AT_RECURSIVE
 	}
-	if err := unix.Mount("", target, "", unix.MS_REMOUNT|unix.MS_BIND|rest, ""); err != nil {
-		return errors.Join(fmt.Errorf("remount: %w", err), unix.Unmount(target, unix.MNT_DETACH))
+	fd, err := unix.OpenTree(unix.AT_FDCWD, source, how)
+	if err != nil {
+		return err
 	}
-	return nil
+	defer unix.Close(fd)
+	for flag, attr := range mountAttributes {
+		if rest&flag == 0 {
+			continue
+		}
+		at := uint(unix.AT_EMPTY_PATH)
+		if flag == unix.MS_RDONLY {
+			at |= below
+		}
+		if err := unix.MountSetattr(fd, "", at, &attr); err != nil {
+			return fmt.Errorf("mount flags (they need Linux 5.12): %w", err)
+		}
+	}
+	return unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 // mountLong mounts an overlay whose options exceed a page: the layers are named

@@ -76,8 +76,8 @@ func (s *Share) Rootfs(container string, mounts []Mount, bundleRootfs string) (s
 	return filepath.Join(protocols.GuestSharedDir, rel), nil
 }
 
-// Bind makes a host file or directory appear in the share, read-only if asked,
-// and returns its path in the guest. index tells the mounts of one container apart.
+// Bind makes a host file or directory appear in the share, read-only if asked
+// (with recursive also whatever is mounted below it), and returns its path in the guest. index tells the mounts of one container apart.
 func (s *Share) Bind(container string, index int, source string, recursive, readonly bool) (string, error) {
 	if err := s.begin(); err != nil {
 		return "", err

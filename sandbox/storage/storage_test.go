@@ -287,6 +287,10 @@ func TestBind(t *testing.T) {
 	if got := read(t, deep+"/sub/below"); got != "mounted" {
 		t.Errorf("recursive bind: %q", got)
 	}
+	if err := os.WriteFile(bind(5, src+"/dir", true, true)+"/sub/below", nil, 0o600); !errors.Is(err, unix.EROFS) {
+		t.Errorf("write below a recursive read-only bind: %v", err)
+	}
+	write(t, deep+"/sub/below", "mounted") // the others are not
 	c, err := net.Dial("unix", bind(4, src+"/sock", false, false))
 	if err != nil {
 		t.Errorf("a socket in the share: %v", err)
@@ -360,6 +364,31 @@ func TestShareIsAPeer(t *testing.T) {
 		}
 	}
 	t.Error("the share is no mount")
+}
+
+// What is read-only is so for the daemon too, which has its own copy of every mount.
+func TestReadOnlyForThePeers(t *testing.T) {
+	s := newShare(t)
+	peer, src := t.TempDir(), t.TempDir()
+	must(t, unix.Mount(s.Dir(), peer, "", unix.MS_BIND, ""))
+	t.Cleanup(func() { unix.Unmount(peer, unix.MNT_DETACH) })
+	must(t, unix.Mount("", peer, "", unix.MS_SLAVE, ""))
+	write(t, src+"/file", "content")
+	must(t, os.Mkdir(src+"/sub", 0o755))
+	must(t, unix.Mount("tmpfs", src+"/sub", "tmpfs", 0, ""))
+	t.Cleanup(func() { unix.Unmount(src+"/sub", unix.MNT_DETACH) })
+	for i, c := range []struct {
+		recursive bool
+		paths     []string
+	}{{true, []string{"/file", "/sub/new"}}, {false, []string{"/file"}}} {
+		guest, err := s.Bind("c1", i, src, c.recursive, true)
+		must(t, err)
+		for _, path := range c.paths {
+			if err := os.WriteFile(peer+"/"+filepath.Base(guest)+path, nil, 0o600); !errors.Is(err, unix.EROFS) {
+				t.Errorf("recursive %v: write to %s by way of the peer: %v", c.recursive, path, err)
+			}
+		}
+	}
 }
 
 // A container that is removed while the machine ends is removed once, and both
