@@ -22,7 +22,7 @@ VERSION := $(shell git describe --tags --match 'v*' --dirty 2>/dev/null || echo 
 LDFLAGS := -s -w -X github.com/kata-v2/kata/internal/version.Version=$(VERSION)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 PROGRAMS := containerd-shim-kata-v2 kata-agent kata-ctl
-GENERATED := protocols/agentpb protocols/typespb
+GENERATED := protocols/agentpb protocols/typespb protocols/taskpb
 
 step = @printf '\n== %s\n' '$(1)'
 
@@ -75,9 +75,15 @@ test: image lint ## set up, build, lint, and run every test
 	@go test -count=1 -p 1 -timeout 20m ./...
 
 .PHONY: test-all
-test-all: image lint ## the tests again with the race detector
+test-all: image lint ## the tests again with the race detector, and what takes longer
 	$(call step,test with the race detector)
-	@go test -count=1 -race -p 1 -timeout 40m ./...
+	@KATA_TEST_ALL=1 go test -count=1 -race -p 1 -timeout 40m ./...
+
+# VHOST_FLAGS: see `go run ./integration/vhost -help`.
+.PHONY: test-vhost
+test-vhost: image ## the kernel's vhost path, on a host that is itself emulated (slow)
+	$(call step,test the kernel vhost path)
+	@go run ./integration/vhost -bin $(KATA_BUILD)/bin -images $(KATA_BUILD)/images -dir $(KATA_BUILD)/vhost $(VHOST_FLAGS)
 
 # Every target of the tree for FUZZTIME; what one finds is kept below its testdata.
 FUZZTIME ?= 30s
@@ -102,6 +108,12 @@ run: image ## run one container in a virtual machine under containerd
 bench: image ## measure; the result goes to _build/bench.json
 	$(call step,bench)
 	@go run ./integration/cmd/bench -bin $(KATA_BUILD)/bin -images $(KATA_BUILD)/images -json $(KATA_BUILD)/bench.json
+
+.PHONY: install
+install: ## install a finished build below DESTDIR (default /); containerd's configuration only with CONTAINERD=1
+	@for f in bin/kata-ctl images/manifest.json; do \
+		[ -e $(KATA_BUILD)/$$f ] || { echo "_build/$$f is missing: run make image first"; exit 1; }; done
+	@$(KATA_BUILD)/bin/kata-ctl install --from $(KATA_BUILD) --root "$(DESTDIR)/" $(if $(CONTAINERD),,--no-containerd)
 
 .PHONY: clean
 clean: ## remove _build; the cache stays

@@ -28,6 +28,7 @@ import (
 	"github.com/kata-v2/kata/guest-agent/storage"
 	"github.com/kata-v2/kata/guest-agent/streams"
 	"github.com/kata-v2/kata/guest-agent/vsocket"
+	"github.com/kata-v2/kata/internal/guestsched"
 	"github.com/kata-v2/kata/protocols"
 )
 
@@ -214,6 +215,9 @@ func (a *agent) ready(ctx context.Context) {
 	}
 	if a.params.DebugConsole {
 		a.debugConsole(ctx)
+	}
+	if err := guestsched.Tune(); err != nil { // only slower without
+		a.log.Warn("scheduler", agentlog.KeyError, err.Error())
 	}
 }
 

@@ -31,7 +31,9 @@ type VM interface {
 	// connection is a vsock.Addr whose Port the guest sees as the peer's.
 	Dial(ctx context.Context, port uint32) (net.Conn, error)
 	// Listen accepts connections that the guest opens to a vsock port of the
-	// host; 0 picks a free port. Only this machine's guest can reach it.
+	// host; 0 picks a free port. Only streams of this machine's guest come out of
+	// it. With VsockVhost the ports belong to the whole host: one that another
+	// machine listens on is EADDRINUSE.
 	Listen(port uint32) (net.Listener, error)
 	// Stop ends the machine: the guest is expected to have synced by then. It
 	// returns when the VMM process is gone, and is idempotent. ctx bounds the
@@ -50,6 +52,19 @@ type ReadyWaiter interface {
 	// WaitReady returns when the guest has dialled the ready port, ctx is done,
 	// or the machine is gone, whichever is first.
 	WaitReady(ctx context.Context) error
+}
+
+// NICPlugger is implemented by machines that take network devices while they
+// run, up to Config.HotplugPorts at a time. The guest must have booted.
+type NICPlugger interface {
+	// PlugNIC adds a device and returns its place in the guest: the PCI slots from
+	// the root bus down, two hexadecimal digits each, "08/00". The guest may not
+	// have found it yet. On error the device is not there and its files are closed.
+	PlugNIC(ctx context.Context, n NIC) (path string, err error)
+	// UnplugNIC takes the device with that ID out and returns when the guest has
+	// let go of it. One of Config.NICs may stay in the guest, without a carrier. A
+	// device that is not there is no error.
+	UnplugNIC(ctx context.Context, id string) error
 }
 
 // Config is a complete, immutable description of a machine.
@@ -74,6 +89,9 @@ type Config struct {
 	Shares []Share
 	// NICs are the network devices of the machine, in the order in which the guest finds them.
 	NICs []NIC
+	// HotplugPorts is how many devices can be plugged into the running machine at
+	// a time (NICPlugger). Each costs boot time.
+	HotplugPorts int
 	// Vsock chooses the backend of the vsock device.
 	Vsock VsockBackend
 	// Network tells in which network namespace the VMM process runs.
@@ -137,6 +155,8 @@ type Info struct {
 	Accelerator string
 	// Vsock is the backend in use, never VsockAuto.
 	Vsock VsockBackend
+	// NICs are the places in the guest of Config.NICs, as PlugNIC returns them.
+	NICs []string
 	// Console returns the last bytes that the guest wrote to its console.
 	ConsoleTail func() string
 }

@@ -246,6 +246,10 @@ func (c *Container) Start(ctx context.Context) error {
 	if s := c.init.State(); s != Created { // Paused may become Running too, by Resume
 		return fmt.Errorf("container %s is %s and cannot be started: %w", c.id, s, errdefs.ErrFailedPrecondition)
 	}
+	// What was wired since the container was created is there when its process begins.
+	if err := m.net.Sync(ctx, m.vm, m.agent); err != nil {
+		return fmt.Errorf("start container: %w", err)
+	}
 	if err := c.init.to(Running); err != nil {
 		return err
 	}

@@ -73,9 +73,12 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 	m.work(func() { m.agent.Wait(m.ctx) })
 	// One does not need the other.
 	configured := make(chan error, 1)
-	go func() { configured <- m.net.Configure(ctx, m.agent) }()
+	go func() { configured <- m.net.Configure(ctx, vm.Info().NICs, m.agent) }()
 	err = s.createInGuest(ctx, m, pod)
 	if err := errors.Join(err, <-configured); err != nil {
+		return m, err
+	}
+	if err := m.watchNetwork(); err != nil {
 		return m, err
 	}
 	t.mark("t_sandbox")

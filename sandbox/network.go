@@ -4,6 +4,7 @@ package sandbox
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/sandbox/network"
@@ -30,8 +31,27 @@ func (s *Sandbox) connectNetwork(ctx context.Context, m *machine, vc *hypervisor
 		return err
 	}
 	m.net = n
-	vc.NICs, err = n.NICs()
-	return err
+	if vc.NICs, err = n.NICs(); err != nil {
+		return err
+	}
+	if s.o.Config.Runtime.InternetworkingModel != string(network.None) {
+		vc.HotplugPorts = hotplugPorts
+	}
+	return nil
+}
+
+// hotplugPorts is how many network devices a running machine can get.
+const hotplugPorts = 4
+
+// watchNetwork follows the pod's namespace as long as the machine runs. A machine
+// without a given namespace has one that somebody may wire later (Docker does so
+// after the task's creation).
+func (m *machine) watchNetwork() error {
+	if err := m.net.Follow(fmt.Sprintf("/proc/%d/ns/net", m.vm.Info().PID)); err != nil {
+		return err
+	}
+	m.work(func() { m.net.Watch(m.ctx, m.vm, m.agent) })
+	return nil
 }
 
 func closeNICs(nics []hypervisor.NIC) {

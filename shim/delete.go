@@ -12,11 +12,11 @@ import (
 	"strings"
 	"time"
 
-	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/kata-v2/kata/internal/config"
+	"github.com/kata-v2/kata/protocols/taskpb"
 	"github.com/kata-v2/kata/sandbox/ledger"
 )
 
@@ -40,7 +40,7 @@ func remove(ctx context.Context, p *params, stdout io.Writer) error {
 	if err != nil && !errors.Is(err, ledger.ErrAlive) {
 		return fmt.Errorf("%w (%d entries left)", err, len(report.Left))
 	}
-	out, err := proto.Marshal(&task.DeleteResponse{ExitStatus: killedStatus, ExitedAt: timestamppb.New(time.Now())})
+	out, err := proto.Marshal(&taskpb.DeleteResponse{ExitStatus: killedStatus, ExitedAt: timestamppb.New(time.Now())})
 	if err != nil {
 		return err
 	}

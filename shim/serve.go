@@ -5,7 +5,6 @@ package shim
 import (
 	"context"
 
-	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 )
@@ -33,7 +32,7 @@ func method[Req, Resp any](f func(context.Context, *Req) (*Resp, error)) ttrpc.M
 }
 
 // register offers the Task service under both of its names.
-func register(server *ttrpc.Server, s task.TTRPCTaskService) {
+func register(server *ttrpc.Server, s *service) {
 	desc := &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
 		"State": method(s.State), "Create": method(s.Create), "Start": method(s.Start), "Delete": method(s.Delete),
 		"Pids": method(s.Pids), "Pause": method(s.Pause), "Resume": method(s.Resume), "Checkpoint": method(s.Checkpoint),

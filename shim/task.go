@@ -11,15 +11,15 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/api/events"
-	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
-	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/kata-v2/kata/protocols/taskpb"
 	"github.com/kata-v2/kata/sandbox"
 	"github.com/kata-v2/kata/sandbox/storage"
 )
@@ -27,7 +27,7 @@ import (
 var empty = &emptypb.Empty{}
 
 // Create makes a container, and the machine with the first one.
-func (s *service) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.CreateTaskResponse, error) {
+func (s *service) Create(ctx context.Context, r *taskpb.CreateRequest) (*taskpb.CreateResponse, error) {
 	if r.Checkpoint != "" {
 		return nil, fmt.Errorf("checkpoint: restoring a task is not implemented: %w", errdefs.ErrNotImplemented)
 	}
@@ -42,22 +42,22 @@ func (s *service) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.
 	if spec.Process != nil {
 		spec.Process.Terminal = r.Terminal
 	}
-	io, err := s.stdio.openStdio(r.ID, paths)
+	io, err := s.stdio.openStdio(r.Id, paths)
 	if err != nil {
 		return nil, err
 	}
 	c, err := s.sb.CreateContainer(ctx, sandbox.ContainerConfig{
-		ID: r.ID, Bundle: r.Bundle, Spec: spec, Rootfs: rootfsMounts(r), Stdio: paths.wants(),
+		ID: r.Id, Bundle: r.Bundle, Spec: spec, Rootfs: rootfsMounts(r), Stdio: paths.wants(),
 	})
 	if err != nil {
 		io.abort()
-		s.log.Error("create", "container", r.ID, "error", err)
+		s.log.Error("create", "container", r.Id, "error", err)
 		return nil, err
 	}
 	if err := io.ready(ctx); err != nil { // it had the time of the machine's start
 		io.abort()
 		if derr := c.Delete(ctx); derr != nil {
-			s.log.Error("undo create", "container", r.ID, "error", derr)
+			s.log.Error("undo create", "container", r.Id, "error", derr)
 		}
 		return nil, err
 	}
@@ -65,17 +65,25 @@ func (s *service) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.
 	t := &taskState{c: c, bundle: r.Bundle, pid: uint32(s.sb.PID()), procs: map[string]*procState{"": p}}
 	p.attach(io)
 	s.mu.Lock()
-	s.tasks[r.ID] = t
+	s.tasks[r.Id] = t
 	s.mu.Unlock()
 	s.pub.publish(topicCreate, &events.TaskCreate{
-		ContainerID: r.ID, Bundle: r.Bundle, Rootfs: r.Rootfs, Pid: t.pid, Checkpoint: r.Checkpoint,
+		ContainerID: r.Id, Bundle: r.Bundle, Rootfs: eventMounts(r.Rootfs), Pid: t.pid, Checkpoint: r.Checkpoint,
 		IO: &events.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
 	})
 	s.watch(t, p)
-	return &task.CreateTaskResponse{Pid: t.pid}, nil
+	return &taskpb.CreateResponse{Pid: t.pid}, nil
 }
 
-func rootfsMounts(r *task.CreateTaskRequest) []storage.Mount {
+func eventMounts(from []*taskpb.Mount) []*types.Mount {
+	var out []*types.Mount
+	for _, m := range from {
+		out = append(out, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
+	}
+	return out
+}
+
+func rootfsMounts(r *taskpb.CreateRequest) []storage.Mount {
 	var out []storage.Mount
 	for _, m := range r.Rootfs {
 		out = append(out, storage.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
@@ -84,21 +92,21 @@ func rootfsMounts(r *task.CreateTaskRequest) []storage.Mount {
 }
 
 // Start runs a container's first process, or one that Exec added.
-func (s *service) Start(ctx context.Context, r *task.StartRequest) (*task.StartResponse, error) {
-	t, p, err := s.proc(r.ID, r.ExecID)
+func (s *service) Start(ctx context.Context, r *taskpb.StartRequest) (*taskpb.StartResponse, error) {
+	t, p, err := s.proc(r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
 	done := p.beginStart()
 	defer done()
-	if r.ExecID == "" {
+	if r.ExecId == "" {
 		if err := t.c.Start(ctx); err != nil {
 			return nil, err
 		}
-		s.pub.publish(topicStart, &events.TaskStart{ContainerID: r.ID, Pid: t.pid})
-		return &task.StartResponse{Pid: t.pid}, nil
+		s.pub.publish(topicStart, &events.TaskStart{ContainerID: r.Id, Pid: t.pid})
+		return &taskpb.StartResponse{Pid: t.pid}, nil
 	}
-	io, err := s.stdio.openStdio(r.ExecID, p.paths)
+	io, err := s.stdio.openStdio(r.ExecId, p.paths)
 	if err != nil {
 		return nil, err
 	}
@@ -110,14 +118,14 @@ func (s *service) Start(ctx context.Context, r *task.StartRequest) (*task.StartR
 		return nil, err
 	}
 	p.attach(io)
-	s.pub.publish(topicExecStarted, &events.TaskExecStarted{ContainerID: r.ID, ExecID: r.ExecID, Pid: t.pid})
+	s.pub.publish(topicExecStarted, &events.TaskExecStarted{ContainerID: r.Id, ExecID: r.ExecId, Pid: t.pid})
 	s.watch(t, p)
-	return &task.StartResponse{Pid: t.pid}, nil
+	return &taskpb.StartResponse{Pid: t.pid}, nil
 }
 
 // Exec adds a process, which Start runs.
-func (s *service) Exec(_ context.Context, r *task.ExecProcessRequest) (*emptypb.Empty, error) {
-	t, err := s.task(r.ID)
+func (s *service) Exec(_ context.Context, r *taskpb.ExecRequest) (*emptypb.Empty, error) {
+	t, err := s.task(r.Id)
 	if err != nil {
 		return nil, err
 	}
@@ -133,20 +141,20 @@ func (s *service) Exec(_ context.Context, r *task.ExecProcessRequest) (*emptypb.
 	if err := paths.check(); err != nil {
 		return nil, err
 	}
-	p, err := t.c.Exec(r.ExecID, &spec, paths.wants())
+	p, err := t.c.Exec(r.ExecId, &spec, paths.wants())
 	if err != nil {
 		return nil, err
 	}
 	t.mu.Lock()
-	t.procs[r.ExecID] = &procState{p: p, id: r.ExecID, paths: paths}
+	t.procs[r.ExecId] = &procState{p: p, id: r.ExecId, paths: paths}
 	t.mu.Unlock()
-	s.pub.publish(topicExecAdded, &events.TaskExecAdded{ContainerID: r.ID, ExecID: r.ExecID})
+	s.pub.publish(topicExecAdded, &events.TaskExecAdded{ContainerID: r.Id, ExecID: r.ExecId})
 	return empty, nil
 }
 
 // Wait returns when the process has ended.
-func (s *service) Wait(ctx context.Context, r *task.WaitRequest) (*task.WaitResponse, error) {
-	_, p, err := s.proc(r.ID, r.ExecID)
+func (s *service) Wait(ctx context.Context, r *taskpb.WaitRequest) (*taskpb.WaitResponse, error) {
+	_, p, err := s.proc(r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
@@ -156,26 +164,26 @@ func (s *service) Wait(ctx context.Context, r *task.WaitRequest) (*task.WaitResp
 		return nil, ctx.Err()
 	}
 	e := p.p.Exit()
-	return &task.WaitResponse{ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At)}, nil
+	return &taskpb.WaitResponse{ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At)}, nil
 }
 
 // Kill sends a signal to a process, or to all of a container.
-func (s *service) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty, error) {
-	_, p, err := s.proc(r.ID, r.ExecID)
+func (s *service) Kill(ctx context.Context, r *taskpb.KillRequest) (*emptypb.Empty, error) {
+	_, p, err := s.proc(r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
-	return empty, p.p.Signal(ctx, r.Signal, r.All && r.ExecID == "")
+	return empty, p.p.Signal(ctx, r.Signal, r.All && r.ExecId == "")
 }
 
 // Delete removes a process that has ended; the first one takes the container along.
-func (s *service) Delete(ctx context.Context, r *task.DeleteRequest) (*task.DeleteResponse, error) {
+func (s *service) Delete(ctx context.Context, r *taskpb.DeleteRequest) (*taskpb.DeleteResponse, error) {
 	begin := time.Now()
-	t, p, err := s.proc(r.ID, r.ExecID)
+	t, p, err := s.proc(r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
-	if r.ExecID != "" {
+	if r.ExecId != "" {
 		err = t.c.DeleteExec(p.p)
 	} else {
 		// The guest must not be asked to remove the container while bytes are under way.
@@ -190,20 +198,20 @@ func (s *service) Delete(ctx context.Context, r *task.DeleteRequest) (*task.Dele
 	p.finishIO(ctx, s.log)
 	p.exitTold() // comes before the event of the delete
 	e := p.p.Exit()
-	if r.ExecID != "" {
+	if r.ExecId != "" {
 		t.mu.Lock()
-		delete(t.procs, r.ExecID)
+		delete(t.procs, r.ExecId)
 		t.mu.Unlock()
 	} else {
 		s.mu.Lock()
-		delete(s.tasks, r.ID)
+		delete(s.tasks, r.Id)
 		s.mu.Unlock()
-		s.log.Info("container deleted", "container", r.ID, "status", e.Status, "exited", e.At.Format(time.RFC3339Nano), "t_delete", time.Since(begin))
+		s.log.Info("container deleted", "container", r.Id, "status", e.Status, "exited", e.At.Format(time.RFC3339Nano), "t_delete", time.Since(begin))
 		s.pub.publish(topicDelete, &events.TaskDelete{
-			ContainerID: r.ID, ID: r.ID, Pid: t.pid, ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At),
+			ContainerID: r.Id, ID: r.Id, Pid: t.pid, ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At),
 		})
 	}
-	resp := &task.DeleteResponse{Pid: t.pid, ExitStatus: e.Status}
+	resp := &taskpb.DeleteResponse{Pid: t.pid, ExitStatus: e.Status}
 	if !e.At.IsZero() {
 		resp.ExitedAt = timestamppb.New(e.At)
 	}
@@ -211,13 +219,13 @@ func (s *service) Delete(ctx context.Context, r *task.DeleteRequest) (*task.Dele
 }
 
 // State describes a process without asking the guest.
-func (s *service) State(_ context.Context, r *task.StateRequest) (*task.StateResponse, error) {
-	t, p, err := s.proc(r.ID, r.ExecID)
+func (s *service) State(_ context.Context, r *taskpb.StateRequest) (*taskpb.StateResponse, error) {
+	t, p, err := s.proc(r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
-	resp := &task.StateResponse{
-		ID: r.ID, ExecID: r.ExecID, Bundle: t.bundle, Pid: t.pid, Status: status(p.p.State()),
+	resp := &taskpb.StateResponse{
+		Id: r.Id, ExecId: r.ExecId, Bundle: t.bundle, Pid: t.pid, Status: status(p.p.State()),
 		Stdin: p.paths.stdin, Stdout: p.paths.stdout, Stderr: p.paths.stderr, Terminal: p.paths.terminal,
 	}
 	if e := p.p.Exit(); !e.At.IsZero() {
@@ -226,16 +234,16 @@ func (s *service) State(_ context.Context, r *task.StateRequest) (*task.StateRes
 	return resp, nil
 }
 
-func status(s sandbox.State) tasktypes.Status {
+func status(s sandbox.State) taskpb.Status {
 	switch s {
 	case sandbox.Created:
-		return tasktypes.Status_CREATED
+		return taskpb.Status_CREATED
 	case sandbox.Running:
-		return tasktypes.Status_RUNNING
+		return taskpb.Status_RUNNING
 	case sandbox.Paused:
-		return tasktypes.Status_PAUSED
+		return taskpb.Status_PAUSED
 	}
-	return tasktypes.Status_STOPPED
+	return taskpb.Status_STOPPED
 }
 
 // Pids lists the container's first process and those that Exec added and that
@@ -245,14 +253,14 @@ func status(s sandbox.State) tasktypes.Status {
 // The first process is there until the task is deleted: containerd throws a task
 // without processes away when it starts again, and its exit status with it
 // (containerd core/runtime/v2/shim_load.go).
-func (s *service) Pids(_ context.Context, r *task.PidsRequest) (*task.PidsResponse, error) {
-	t, err := s.task(r.ID)
+func (s *service) Pids(_ context.Context, r *taskpb.PidsRequest) (*taskpb.PidsResponse, error) {
+	t, err := s.task(r.Id)
 	if err != nil {
 		return nil, err
 	}
-	resp := &task.PidsResponse{}
+	resp := &taskpb.PidsResponse{}
 	for _, p := range t.live() {
-		info := &tasktypes.ProcessInfo{Pid: cmp.Or(p.p.GuestPID(), t.pid)}
+		info := &taskpb.ProcessInfo{Pid: cmp.Or(p.p.GuestPID(), t.pid)}
 		if p.id != "" {
 			if info.Info, err = typeurl.MarshalAnyToProto(&options.ProcessDetails{ExecID: p.id}); err != nil {
 				return nil, fmt.Errorf("pids: %w", err)
@@ -264,42 +272,42 @@ func (s *service) Pids(_ context.Context, r *task.PidsRequest) (*task.PidsRespon
 }
 
 // Pause freezes a container.
-func (s *service) Pause(ctx context.Context, r *task.PauseRequest) (*emptypb.Empty, error) {
-	t, err := s.task(r.ID)
+func (s *service) Pause(ctx context.Context, r *taskpb.PauseRequest) (*emptypb.Empty, error) {
+	t, err := s.task(r.Id)
 	if err == nil {
 		err = t.c.Pause(ctx)
 	}
 	if err != nil {
 		return nil, err
 	}
-	s.pub.publish(topicPaused, &events.TaskPaused{ContainerID: r.ID})
+	s.pub.publish(topicPaused, &events.TaskPaused{ContainerID: r.Id})
 	return empty, nil
 }
 
 // Resume undoes Pause.
-func (s *service) Resume(ctx context.Context, r *task.ResumeRequest) (*emptypb.Empty, error) {
-	t, err := s.task(r.ID)
+func (s *service) Resume(ctx context.Context, r *taskpb.ResumeRequest) (*emptypb.Empty, error) {
+	t, err := s.task(r.Id)
 	if err == nil {
 		err = t.c.Resume(ctx)
 	}
 	if err != nil {
 		return nil, err
 	}
-	s.pub.publish(topicResumed, &events.TaskResumed{ContainerID: r.ID})
+	s.pub.publish(topicResumed, &events.TaskResumed{ContainerID: r.Id})
 	return empty, nil
 }
 
 // Checkpoint is not implemented.
-func (s *service) Checkpoint(_ context.Context, r *task.CheckpointTaskRequest) (*emptypb.Empty, error) {
-	if _, err := s.task(r.ID); err != nil {
+func (s *service) Checkpoint(_ context.Context, r *taskpb.CheckpointRequest) (*emptypb.Empty, error) {
+	if _, err := s.task(r.Id); err != nil {
 		return nil, err
 	}
 	return nil, fmt.Errorf("checkpoint of a task: %w", errdefs.ErrNotImplemented)
 }
 
 // ResizePty sets the size of a process's terminal.
-func (s *service) ResizePty(ctx context.Context, r *task.ResizePtyRequest) (*emptypb.Empty, error) {
-	_, p, err := s.proc(r.ID, r.ExecID)
+func (s *service) ResizePty(ctx context.Context, r *taskpb.ResizePtyRequest) (*emptypb.Empty, error) {
+	_, p, err := s.proc(r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
@@ -307,8 +315,8 @@ func (s *service) ResizePty(ctx context.Context, r *task.ResizePtyRequest) (*emp
 }
 
 // CloseIO ends a process's stdin once its client has closed it.
-func (s *service) CloseIO(_ context.Context, r *task.CloseIORequest) (*emptypb.Empty, error) {
-	_, p, err := s.proc(r.ID, r.ExecID)
+func (s *service) CloseIO(_ context.Context, r *taskpb.CloseIORequest) (*emptypb.Empty, error) {
+	_, p, err := s.proc(r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
@@ -319,8 +327,8 @@ func (s *service) CloseIO(_ context.Context, r *task.CloseIORequest) (*emptypb.E
 }
 
 // Update changes a container's limits.
-func (s *service) Update(ctx context.Context, r *task.UpdateTaskRequest) (*emptypb.Empty, error) {
-	t, err := s.task(r.ID)
+func (s *service) Update(ctx context.Context, r *taskpb.UpdateRequest) (*emptypb.Empty, error) {
+	t, err := s.task(r.Id)
 	if err != nil {
 		return nil, err
 	}
@@ -332,8 +340,8 @@ func (s *service) Update(ctx context.Context, r *task.UpdateTaskRequest) (*empty
 }
 
 // Stats reads a container's counters.
-func (s *service) Stats(ctx context.Context, r *task.StatsRequest) (*task.StatsResponse, error) {
-	t, err := s.task(r.ID)
+func (s *service) Stats(ctx context.Context, r *taskpb.StatsRequest) (*taskpb.StatsResponse, error) {
+	t, err := s.task(r.Id)
 	if err != nil {
 		return nil, err
 	}
@@ -349,20 +357,20 @@ func (s *service) Stats(ctx context.Context, r *task.StatsRequest) (*task.StatsR
 	if err != nil {
 		return nil, fmt.Errorf("stats: %w", err)
 	}
-	return &task.StatsResponse{Stats: a}, nil
+	return &taskpb.StatsResponse{Stats: a}, nil
 }
 
 // Connect names the shim's and the task's host processes.
-func (s *service) Connect(_ context.Context, r *task.ConnectRequest) (*task.ConnectResponse, error) {
-	resp := &task.ConnectResponse{ShimPid: uint32(os.Getpid()), Version: "v3"}
-	if t, err := s.task(r.ID); err == nil {
+func (s *service) Connect(_ context.Context, r *taskpb.ConnectRequest) (*taskpb.ConnectResponse, error) {
+	resp := &taskpb.ConnectResponse{ShimPid: uint32(os.Getpid()), Version: "v3"}
+	if t, err := s.task(r.Id); err == nil {
 		resp.TaskPid = t.pid
 	}
 	return resp, nil
 }
 
 // Shutdown ends the pod when its last container is gone, and then this process.
-func (s *service) Shutdown(ctx context.Context, r *task.ShutdownRequest) (*emptypb.Empty, error) {
+func (s *service) Shutdown(ctx context.Context, r *taskpb.ShutdownRequest) (*emptypb.Empty, error) {
 	if !s.sb.Empty() && !r.Now {
 		return empty, nil
 	}

@@ -48,6 +48,7 @@ type FakeVM struct {
 	guest   *Guest
 	cmd     *exec.Cmd
 	info    hypervisor.Info
+	plugs   fakePlugs
 	console *tail.Buffer
 
 	ready   chan struct{}
@@ -184,8 +185,12 @@ func (s *fakeStart) exec(ctx context.Context) error {
 	closeNICs(s.c)
 	vm := s.vm
 	vm.cmd = cmd
+	vm.plugs.ports = s.c.HotplugPorts
 	vm.info = hypervisor.Info{
 		PID: cmd.Process.Pid, Accelerator: FakeAccelerator, Vsock: hypervisor.VsockVhostUser, ConsoleTail: vm.console.String,
+	}
+	for i := range s.c.NICs {
+		vm.info.NICs = append(vm.info.NICs, fmt.Sprintf("f%x", i))
 	}
 	// Until boot has a guest, the process is this Start's to wait for.
 	s.undo = append(s.undo, func() {
@@ -234,6 +239,7 @@ func (vm *FakeVM) wait(thread *spawn.Thread, c hypervisor.Config) {
 	vm.workers.Wait()
 	vm.driver.Free()
 	closeShares(c)
+	vm.plugs.unplug(func(hypervisor.NIC) bool { return true })
 	vm.mu.Lock()
 	if !vm.stopping {
 		vm.err = fmt.Errorf("the fake VMM ended: %w", werr)

@@ -21,7 +21,9 @@ import (
 
 // life is one machine from its start to its orderly end.
 func (s *suite) life() {
-	vm := s.start(s.config("life"))
+	c := s.config("life")
+	c.NICs, c.HotplugPorts = []hypervisor.NIC{s.nic("fixed", 2)}, 1
+	vm := s.start(c)
 	early := wait("a dial made before the guest was up", func() error { return s.dialEcho(vm, 1) })
 	s.info(vm)
 	s.ready(vm)
@@ -37,6 +39,7 @@ func (s *suite) life() {
 	}
 	s.dials(vm)
 	s.listens(vm)
+	s.plugging(vm)
 
 	waiting := s.load(vm)
 	s.stillWaiting(waiting)
@@ -188,10 +191,10 @@ func sameError(a, b error) bool {
 	return a.Error() == b.Error()
 }
 
-// twoMachines boots two at the same time, which listen on the same port; the
-// guest of one crashes, the other one's VMM is killed.
+// twoMachines boots two at the same time, which listen on the same port if they
+// can; the guest of one crashes, the other one's VMM is killed.
 func (s *suite) twoMachines() {
-	const port = 7777
+	ports := [2]uint32{7777, 7777}
 	var vms [2]hypervisor.VM
 	var waiting [2][]pending
 	configs := [2]hypervisor.Config{s.config("first"), s.config("second")}
@@ -201,14 +204,20 @@ func (s *suite) twoMachines() {
 	var listeners [2]net.Listener
 	for i, vm := range vms {
 		s.ready(vm)
-		listeners[i], _ = s.listen(vm, port)
+		if i > 0 && s.SharedPorts {
+			if _, err := vm.Listen(ports[i]); !errors.Is(err, syscall.EADDRINUSE) {
+				s.Errorf("listener on the other machine's port: %v", err)
+			}
+			ports[i] = 0
+		}
+		listeners[i], ports[i] = s.listen(vm, ports[i])
 	}
 	var accepted [2]pending
 	for i, l := range listeners {
 		accepted[i] = wait("Accept", func() error { return s.accept(l, uint32(i+1)) })
 	}
 	for i, vm := range vms {
-		if _, answer := s.dialBack(vm, port); answer != guestsvc.DialOK {
+		if _, answer := s.dialBack(vm, ports[i]); answer != guestsvc.DialOK {
 			s.Fatalf("dial by guest %d: answer %q", i, answer)
 		}
 		if err := <-accepted[i].err; err != nil {

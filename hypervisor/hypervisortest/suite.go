@@ -33,6 +33,9 @@ type Harness struct {
 	// Its guest runs a guestsvc.Server with Exit, calls guestsvc.Ready, writes
 	// "guestinit: ready" to the console before, and knows guestsvc.StuckParam.
 	Machine hypervisor.Config
+	// SharedPorts says that all machines of the host share its ports, as with the
+	// kernel's vhost-vsock: a port that one listens on is EADDRINUSE for the others.
+	SharedPorts bool
 	// Accelerator is what Info must name.
 	Accelerator string
 	// Timeout bounds every step, a boot included.

@@ -118,6 +118,9 @@ func arguments(c hypervisor.Config, l layout) []string {
 	for i, n := range c.NICs {
 		a = append(a, nicArguments(n, l.NICs[i], i)...)
 	}
+	for i := range c.HotplugPorts {
+		a = append(a, "-device", fmt.Sprintf("pcie-root-port,id=%s,bus=pcie.0,addr=%#x,chassis=%d,slot=%d,io-reserve=0", portID(i), firstPortSlot+i, i+1, i+1))
+	}
 	if l.Sandbox {
 		a = append(a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 	}

@@ -13,9 +13,14 @@ import (
 // Slots of the root bus, fixed so that a device's place does not depend on what
 // else the machine has. Below are the devices that QEMU places itself, 0x1f is q35's own.
 const (
-	firstNICSlot = 0x10
-	maxNICs      = 0x1f - firstNICSlot
+	firstPortSlot = 0x08
+	maxPorts      = firstNICSlot - firstPortSlot
+	firstNICSlot  = 0x10
+	maxNICs       = 0x1f - firstNICSlot
 )
+
+// portID names a root port: the root bus itself takes no device while the machine runs.
+func portID(i int) string { return "port" + strconv.Itoa(i) }
 
 // nicFDs are the numbers of a NIC's files in QEMU.
 type nicFDs struct{ taps, vhost []int }
@@ -64,16 +69,18 @@ func checkNIC(n hypervisor.NIC) error {
 
 // nicArguments are a NIC's part of the command line.
 func nicArguments(n hypervisor.NIC, l nicFDs, i int) []string {
-	netdev := "tap,id=net" + n.ID + ",fds=" + join(l.taps)
+	netdev := "tap,id=" + netdevID(n.ID) + ",fds=" + join(l.taps)
 	if len(l.vhost) > 0 {
 		netdev += ",vhost=on,vhostfds=" + join(l.vhost)
 	}
-	device := fmt.Sprintf("virtio-net-pci,id=%s,netdev=net%s,mac=%s,addr=%#x,romfile=,disable-legacy=on", n.ID, n.ID, n.MAC, firstNICSlot+i)
+	device := fmt.Sprintf("virtio-net-pci,id=%s,netdev=%s,mac=%s,addr=%#x,romfile=,disable-legacy=on", n.ID, netdevID(n.ID), n.MAC, firstNICSlot+i)
 	if q := len(l.taps); q > 1 {
 		device += ",mq=on,vectors=" + strconv.Itoa(vectors(q))
 	}
 	return []string{"-netdev", netdev, "-device", device}
 }
+
+func netdevID(nic string) string { return "net" + nic }
 
 // vectors are the interrupts of a NIC with several queue pairs: one for each
 // queue, one for the control queue, one for changes of the configuration.

@@ -93,6 +93,7 @@ func (h *Hypervisor) Start(ctx context.Context, c hypervisor.Config) (hypervisor
 		stderr:  tail.New(stderrTail),
 		done:    make(chan struct{}),
 		ready:   make(chan struct{}),
+		plugs:   newPlugs(c),
 	}}
 	// The shares belong to the backend from now on, also when Start fails.
 	for _, sh := range c.Shares {
@@ -139,6 +140,9 @@ func (s *start) config(context.Context) error {
 	}
 	if err := checkNICs(c.NICs); err != nil {
 		return err
+	}
+	if c.HotplugPorts < 0 || c.HotplugPorts > maxPorts {
+		return fmt.Errorf("HotplugPorts is %d: must be from 0 to %d", c.HotplugPorts, maxPorts)
 	}
 	if _, err := exec.LookPath(o.Path); err != nil {
 		return fmt.Errorf("QEMU binary (hypervisor.qemu.path): %w", err)
@@ -253,6 +257,9 @@ func (s *start) qmp(ctx context.Context) error {
 	}
 	s.vm.info = hypervisor.Info{
 		PID: s.vm.pid, Accelerator: s.l.Accelerator, Vsock: s.l.Vsock, ConsoleTail: s.vm.console.String,
+	}
+	for i := range s.c.NICs {
+		s.vm.info.NICs = append(s.vm.info.NICs, fmt.Sprintf("%02x", firstNICSlot+i))
 	}
 	return nil
 }

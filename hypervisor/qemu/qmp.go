@@ -9,7 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxQMPLine bounds one message of QEMU; longer ones end the connection.
@@ -115,6 +119,11 @@ func (q *qmp) reply(m qmpMessage) {
 
 // execute runs one command and decodes its answer into out, which may be nil.
 func (q *qmp) execute(ctx context.Context, command string, args, out any) error {
+	return q.executeWith(ctx, command, args, out, nil)
+}
+
+// executeWith is execute for a command that takes a descriptor with it, or none.
+func (q *qmp) executeWith(ctx context.Context, command string, args, out any, file *os.File) error {
 	ch := make(chan qmpReply, 1)
 	q.mu.Lock()
 	if q.pending == nil {
@@ -126,7 +135,7 @@ func (q *qmp) execute(ctx context.Context, command string, args, out any) error 
 	q.pending[id] = ch
 	q.mu.Unlock()
 
-	if err := q.send(command, args, id); err != nil {
+	if err := q.send(command, args, id, file); err != nil {
 		q.forget(id)
 		return err
 	}
@@ -150,7 +159,7 @@ func (q *qmp) execute(ctx context.Context, command string, args, out any) error 
 	}
 }
 
-func (q *qmp) send(command string, args any, id uint64) error {
+func (q *qmp) send(command string, args any, id uint64, file *os.File) error {
 	line, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
@@ -161,7 +170,17 @@ func (q *qmp) send(command string, args any, id uint64) error {
 	}
 	q.wmu.Lock()
 	defer q.wmu.Unlock()
-	if _, err := q.conn.Write(append(line, '\n')); err != nil {
+	line = append(line, '\n')
+	if file != nil {
+		// The descriptor goes with the first byte (unix(7), SCM_RIGHTS).
+		if err = sendFile(q.conn, line[:1], file); err == nil {
+			line = line[1:]
+		}
+	}
+	if err == nil {
+		_, err = q.conn.Write(line)
+	}
+	if err != nil {
 		return fmt.Errorf("QMP %s: %w", command, err)
 	}
 	return nil
@@ -171,6 +190,24 @@ func (q *qmp) forget(id uint64) {
 	q.mu.Lock()
 	delete(q.pending, id)
 	q.mu.Unlock()
+}
+
+// sendFile writes b, one byte, together with a descriptor.
+func sendFile(conn io.Writer, b []byte, file *os.File) error {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return fmt.Errorf("%T passes no descriptors", conn)
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = rc.Write(func(fd uintptr) bool {
+		serr = unix.Sendmsg(int(fd), b, unix.UnixRights(int(file.Fd())), nil, unix.MSG_NOSIGNAL)
+		return !errors.Is(serr, unix.EAGAIN)
+	})
+	return errors.Join(err, serr)
 }
 
 // close ends the connection and waits for the reader.

@@ -29,6 +29,7 @@ type VM struct {
 	console *tail.Buffer
 	stderr  *tail.Buffer
 	info    hypervisor.Info
+	plugs   *plugs
 
 	ready     chan struct{} // closed when the guest has dialled
 	readyOnce sync.Once
@@ -90,6 +91,10 @@ func (vm *VM) copyConsole(r io.Reader) {
 
 // qmpEvent notes why QEMU is about to end (QEMU qapi/run-state.json, SHUTDOWN).
 func (vm *VM) qmpEvent(e qmpEvent) {
+	if e.Name == "DEVICE_DELETED" {
+		vm.plugs.deleted(e.Data)
+		return
+	}
 	if e.Name != "SHUTDOWN" {
 		return
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -23,6 +24,7 @@ const (
 	// (linux/vhost.h); the number is the same on every architecture of Linux that we build for.
 	setGuestCID = 0x4008af60
 	cidTries    = 64
+	firstCID    = 3
 	firstWait   = 5 * time.Millisecond
 	longestWait = 200 * time.Millisecond
 )
@@ -42,6 +44,9 @@ func KernelAvailable() bool {
 type Kernel struct {
 	cid  uint32
 	file *os.File
+	// life ends with Close, and with it every Dial that is under way.
+	life context.Context
+	end  context.CancelFunc
 
 	mu   sync.Mutex
 	open map[closer]struct{} // connections and listeners; nil after Close
@@ -59,20 +64,36 @@ func NewKernel() (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("vhost-vsock: %w", err)
 	}
+	cid, err := reserveCID(rand.Uint32N, func(cid uint64) error {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), setGuestCID, uintptr(unsafe.Pointer(&cid))); errno != 0 {
+			return errno
+		}
+		return nil
+	})
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("vhost-vsock: %w", err)
+	}
+	k := &Kernel{cid: cid, file: f, open: map[closer]struct{}{}}
+	k.life, k.end = context.WithCancel(context.Background())
+	return k, nil
+}
+
+// reserveCID draws context ids below a bound until set takes one. Shims do not
+// know of each other: the kernel alone decides, with EADDRINUSE, who has an id.
+func reserveCID(draw func(n uint32) uint32, set func(cid uint64) error) (uint32, error) {
 	for range cidTries {
 		// 0 to 2 are reserved, and so is the largest number (virtio 1.3 §5.10.4).
-		cid := uint64(3 + rand.Uint32N(unix.VMADDR_CID_ANY-3))
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), setGuestCID, uintptr(unsafe.Pointer(&cid)))
-		if errno == 0 {
-			return &Kernel{cid: uint32(cid), file: f, open: map[closer]struct{}{}}, nil
+		cid := firstCID + draw(unix.VMADDR_CID_ANY-firstCID)
+		err := set(uint64(cid))
+		if err == nil {
+			return cid, nil
 		}
-		if errno != unix.EADDRINUSE {
-			_ = f.Close()
-			return nil, fmt.Errorf("vhost-vsock: reserve context id %d: %w", cid, errno)
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return 0, fmt.Errorf("reserve context id %d: %w", cid, err)
 		}
 	}
-	_ = f.Close()
-	return nil, fmt.Errorf("vhost-vsock: %d random context ids were all in use", cidTries)
+	return 0, fmt.Errorf("%d random context ids were all in use", cidTries)
 }
 
 // VhostFile is the device file that QEMU inherits. It stays open here until Close.
@@ -84,50 +105,46 @@ func (k *Kernel) GuestCID() uint32 { return k.cid }
 // Dial implements Device. The kernel has no event for "the guest's driver is
 // up", so that the wait for it has to try again:
 //
-//   - ENODEV: QEMU has not set the device up; at once, hence with back-off.
-//   - ETIMEDOUT, EHOSTUNREACH: set up, but no driver took the request.
+//   - ETIMEDOUT: no driver took the request within the kernel's 2 s; it is made
+//     again at once, since a request that waits is handed to the driver when it comes up.
+//   - ENODEV, EHOSTUNREACH: kernels that do not let a request wait say so at once, hence the back-off.
 //   - ECONNRESET: the guest has answered that nobody listens: ECONNREFUSED here.
 func (k *Kernel) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	remote := Addr{CID: k.cid, Port: port}
-	wait := firstWait
-	for {
-		c, err := mdvsock.DialContext(ctx, k.cid, port, nil)
+	both, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(k.life, cancel)()
+	for wait := firstWait; ; wait = min(2*wait, longestWait) {
+		c, err := mdvsock.DialContext(both, k.cid, port, nil)
 		if err == nil {
 			return k.wrap(c, remote)
 		}
-		if errors.Is(err, unix.ECONNRESET) {
-			err = os.NewSyscallError("connect", unix.ECONNREFUSED)
-		} else if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ETIMEDOUT) || errors.Is(err, unix.EHOSTUNREACH) {
-			if k.pause(ctx, wait) {
-				wait = min(2*wait, longestWait)
-				continue
-			}
+		again := errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ETIMEDOUT) || errors.Is(err, unix.EHOSTUNREACH)
+		if again && pause(both, wait) {
+			continue
 		}
-		if k.isClosed() {
+		switch { // the device's own end resets a request as well
+		case k.life.Err() != nil:
 			err = net.ErrClosed
-		} else if ctx.Err() != nil {
+		case ctx.Err() != nil:
 			err = ctx.Err()
+		case errors.Is(err, unix.ECONNRESET):
+			err = os.NewSyscallError("connect", unix.ECONNREFUSED)
 		}
 		return nil, &net.OpError{Op: "dial", Net: "vsock", Addr: remote, Err: err}
 	}
 }
 
-// pause waits for d; false when ctx is done or the device closed.
-func (k *Kernel) pause(ctx context.Context, d time.Duration) bool {
+// pause waits for d; false when ctx is done.
+func pause(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
-		return !k.isClosed()
+		return true
 	case <-ctx.Done():
 		return false
 	}
-}
-
-func (k *Kernel) isClosed() bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.open == nil
 }
 
 // track remembers c for Close; false if that has been called.
@@ -184,6 +201,7 @@ func (k *Kernel) Close() error {
 	if open == nil {
 		return nil
 	}
+	k.end()
 	for c := range open {
 		_ = c.Close()
 	}
@@ -195,14 +213,33 @@ type kernelConn struct {
 	*mdvsock.Conn
 	k             *Kernel
 	local, remote Addr
+	closed        atomic.Bool
 }
 
 func (c *kernelConn) LocalAddr() net.Addr  { return c.local }
 func (c *kernelConn) RemoteAddr() net.Addr { return c.remote }
 
+// Close closes the stream; a second time it is net.ErrClosed, as with other connections.
 func (c *kernelConn) Close() error {
+	if c.closed.Swap(true) {
+		return &net.OpError{Op: "close", Net: "vsock", Source: c.local, Addr: c.remote, Err: net.ErrClosed}
+	}
 	c.k.untrack(c)
 	return c.Conn.Close()
+}
+
+// CloseWrite implements HalfCloser.
+func (c *kernelConn) CloseWrite() error {
+	return asClosed(c.Conn.CloseWrite(), "close-write", c.local, c.remote)
+}
+
+// asClosed makes net.ErrClosed of the error that the library has for some calls
+// on a closed socket, EBADF, which it makes up itself.
+func asClosed(err error, op string, local, remote net.Addr) error {
+	if errors.Is(err, unix.EBADF) {
+		return &net.OpError{Op: op, Net: "vsock", Source: local, Addr: remote, Err: net.ErrClosed}
+	}
+	return err
 }
 
 // kernelListener accepts from one guest only.
@@ -217,7 +254,7 @@ func (l *kernelListener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.l.Accept()
 		if err != nil {
-			return nil, err
+			return nil, asClosed(err, "accept", nil, l.Addr())
 		}
 		vc, ok := c.(*mdvsock.Conn)
 		peer, isAddr := c.RemoteAddr().(*mdvsock.Addr)

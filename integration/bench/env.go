@@ -28,6 +28,8 @@ type Options struct {
 	// Bin holds the shim; Images the guest's kernel, root image and manifest.
 	// Both are absolute.
 	Bin, Images string
+	// Modules are lib/modules/<version> of the guest's kernel.
+	Modules string
 	// Version is the containerd release, one of lab.Versions.
 	Version string
 	// Snapshotter is containerd's.
@@ -107,6 +109,7 @@ func (e *Env) Probes() []Probe {
 		e.bareBoot(),
 		e.coldStart(Kata), e.coldStart(Runc),
 		e.pod(Kata), e.pod(Runc),
+		e.rawVsock(), e.streams(),
 		e.idle(),
 	}
 }

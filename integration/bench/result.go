@@ -20,6 +20,8 @@ const (
 	Mebibytes    Unit = "MiB"
 	Percent      Unit = "%"  // of one core
 	Megabytes    Unit = "MB" // 1,000,000 bytes of a file
+	// MegabytesPerSecond are 1,000,000 bytes of a stream in one second.
+	MegabytesPerSecond Unit = "MB/s"
 )
 
 // Row names one line of the table.
@@ -40,8 +42,8 @@ type Result struct {
 	// Samples are in the order in which they were taken.
 	Samples []float64 `json:"samples"`
 	// VS are this row's median divided by another's: by BaseRow's for durations,
-	// and for Kata by that of every other runtime under the same name. Only rows
-	// with MinSamples and more are compared.
+	// for Kata by that of every other runtime under the same name, and for stdio by
+	// that of the raw stream. Only rows with MinSamples and more are compared.
 	VS map[string]float64 `json:"vs"`
 }
 
@@ -93,6 +95,8 @@ func reference(r, other Result) string {
 		return BaseRow
 	case r.Name == other.Name && r.Runtime == Kata && other.Runtime != Kata:
 		return other.Runtime
+	case r.Name == stdioOut && other.Name == vsockUp, r.Name == stdioIn && other.Name == vsockDown:
+		return other.Name
 	}
 	return ""
 }

@@ -6,18 +6,17 @@ import (
 	"context"
 	"encoding/json"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
 	task "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/containerd/ttrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/kata-v2/kata/integration/lab"
 )
 
 // processType is the type of an exec's specification (containerd typeurl
@@ -33,22 +32,23 @@ type shimClient struct {
 // dialShim connects to the shim of a task of containerd.
 func (b *box) dialShim(id string) *shimClient {
 	b.Helper()
-	address, err := os.ReadFile(filepath.Join(b.c.Bundle(id), "address"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	return dialTask(b.T, string(address))
+	shim, err := b.c.DialShim(id)
+	return newShimClient(b.T, shim, err)
 }
 
 func dialTask(t *testing.T, address string) *shimClient {
 	t.Helper()
-	conn, err := net.Dial("unix", strings.TrimPrefix(strings.TrimSpace(address), "unix://"))
+	shim, err := lab.DialShimAt(address)
+	return newShimClient(t, shim, err)
+}
+
+func newShimClient(t *testing.T, shim *lab.Shim, err error) *shimClient {
+	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := ttrpc.NewClient(conn)
-	t.Cleanup(func() { client.Close() })
-	return &shimClient{t, task.NewTTRPCTaskClient(client)}
+	t.Cleanup(func() { shim.Close() })
+	return &shimClient{t, shim}
 }
 
 // calls is a context for the calls of one test.

@@ -53,6 +53,8 @@ var rules = []rule{
 	{rooms: []string{"guest-agent", "cmd/kata-agent"},
 		forbid: append([]string{"k8s.io", "sigs.k8s.io"}, ours("sandbox", "hypervisor", "shim")...), why: "the guest is small and knows nothing of the host"},
 	{rooms: []string{"guest-agent", "cmd/kata-agent"}, forbid: grpc, why: "the guest speaks ttrpc and links no gRPC transport"},
+	{rooms: []string{"shim", "sandbox", "cmd/containerd-shim-kata-v2"}, forbid: append([]string{"net/http"}, grpc...),
+		why: "the shim speaks ttrpc and links no gRPC transport; messages of its own stand for containerd's services (protocols/task.proto)"},
 	{rooms: programs, forbid: observed, why: "nothing that is shipped links OpenTelemetry or Prometheus"},
 	{rooms: []string{"sandbox"}, forbid: ours("shim", "guest-agent"), why: "the pod does not know its door, nor the guest's code"},
 	{rooms: []string{"hypervisor"}, forbid: ours("sandbox", "protocols", "shim", "guest-agent"), why: "the machine does not know what it carries"},

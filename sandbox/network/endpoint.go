@@ -76,3 +76,18 @@ func (e *endpoint) nic() (hypervisor.NIC, error) {
 
 // id names the machine's device.
 func (e *endpoint) id() string { return "nic" + strconv.Itoa(e.Link.Index) }
+
+// setMTU follows a change of the device's.
+func (e *endpoint) setMTU(mtu int) error {
+	if e.tap == 0 {
+		return nil
+	}
+	tap, err := e.net.ns.nl.LinkByIndex(e.tap)
+	if err == nil {
+		err = e.net.ns.nl.LinkSetMTU(tap, mtu)
+	}
+	if err != nil {
+		return fmt.Errorf("MTU %d of network device %s: %w", mtu, e.Link.Name, err)
+	}
+	return nil
+}

@@ -50,16 +50,20 @@ type Agent interface {
 	Err(error) error
 }
 
-// Network is a pod's network: what of its namespace is connected to its machine.
-// One goroutine at a time may use it.
+// Network is a pod's network.
 type Network struct {
-	o  Options
-	ns *namespace // nil for the model None and before Follow
+	o Options
+
+	// turn is held, as its one element, by whoever uses what follows.
+	turn chan struct{}
+	ns   *namespace // nil for the model None and before Follow
 	// ledgerNS is the path by which a reaper finds the namespace; empty when it
 	// ends with the VMM, and everything in it too.
 	ledgerNS  string
-	plan      Plan
+	plan      Plan // what the guest was told last
 	endpoints []*endpoint
+	orphans   []*endpoint  // disconnected, and not undone in full
+	failed    map[int]Link // devices that could not be connected, as they were then
 }
 
 // Open scans the namespace bound at path and connects its devices. An empty path
@@ -67,7 +71,7 @@ type Network struct {
 // error names the device or route, and is InvalidArgument, FailedPrecondition or
 // NotImplemented for what the namespace's maker can change.
 func Open(ctx context.Context, path string, o Options) (*Network, error) {
-	n := &Network{o: o, ledgerNS: path}
+	n := &Network{o: o, ledgerNS: path, turn: make(chan struct{}, 1), failed: map[int]Link{}}
 	if path == "" || o.Model == None {
 		return n, nil
 	}
@@ -127,15 +131,37 @@ func (n *Network) NICs() ([]hypervisor.NIC, error) {
 	return out, nil
 }
 
-// Configure gives the guest's devices their names, addresses, routes and neighbours.
-func (n *Network) Configure(ctx context.Context, agent Agent) error {
-	for _, req := range n.plan.interfaces() {
-		if _, err := agent.UpdateInterface(ctx, req); err != nil {
-			return fmt.Errorf("network device %s in the guest: %w", req.Interface.Name, agent.Err(err))
+// Follow names the namespace of a network that was opened without one: that of
+// the running VMM.
+func (n *Network) Follow(path string) (err error) {
+	if n.ns == nil && n.o.Model != None {
+		n.ns, err = openNamespace(path)
+	}
+	return err
+}
+
+// Configure gives the guest's devices their names, addresses, routes and
+// neighbours. places are where the guest finds the machine's NICs.
+func (n *Network) Configure(ctx context.Context, places []string, agent Agent) error {
+	for i, e := range n.plan.Endpoints {
+		// The hardware address tells devices apart, except those that share one, as ipvlan's do.
+		same := func(o Endpoint) bool { return o.Guest.HwAddr == e.Guest.HwAddr && o.Guest.Name != e.Guest.Name }
+		if i < len(places) && slices.ContainsFunc(n.plan.Endpoints, same) {
+			e.Guest.DevicePath = places[i]
+		}
+		if err := configureInterface(ctx, e.Guest, agent); err != nil {
+			return err
 		}
 	}
 	if len(n.plan.Endpoints) > 0 {
 		return n.configureRoutes(ctx, agent)
+	}
+	return nil
+}
+
+func configureInterface(ctx context.Context, i *typespb.Interface, agent Agent) error {
+	if _, err := agent.UpdateInterface(ctx, &agentpb.UpdateInterfaceRequest{Interface: i}); err != nil {
+		return fmt.Errorf("network device %s in the guest: %w", i.Name, agent.Err(err))
 	}
 	return nil
 }
@@ -156,15 +182,17 @@ func (n *Network) configureRoutes(ctx context.Context, agent Agent) error {
 
 // Close disconnects everything. The machine must have ended, or know nothing of it.
 func (n *Network) Close() error {
+	n.turn <- struct{}{} // a Sync ends soon, since the machine has
+	defer func() { <-n.turn }()
 	var errs []error
-	for _, e := range slices.Backward(n.endpoints) {
+	for _, e := range slices.Backward(append(n.orphans, n.endpoints...)) {
 		closeFiles(e.taps)
 		e.taps = nil
 		if err := e.undo.run(); err != nil {
 			errs = append(errs, fmt.Errorf("disconnect network device %s: %w", e.Link.Name, err))
 		}
 	}
-	n.endpoints = nil
+	n.endpoints, n.orphans = nil, nil
 	if n.ns != nil {
 		n.ns.close()
 		n.ns = nil

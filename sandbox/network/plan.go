@@ -12,7 +12,6 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/kata-v2/kata/protocols/agentpb"
 	"github.com/kata-v2/kata/protocols/typespb"
 )
 
@@ -65,21 +64,24 @@ type Plan struct {
 }
 
 // planNetwork decides what the guest gets of a namespace. It is a pure function.
-// have are the indexes of devices that are connected already: those stay so,
-// up or not.
-func planNetwork(s State, model Model, have []int) (Plan, error) {
+// have tells how devices are connected already, by index: they stay so, up or not.
+func planNetwork(s State, model Model, have map[int]Method) (Plan, error) {
 	var p Plan
 	if model == None {
 		return p, nil
 	}
 	names := map[int]string{}
 	for _, l := range s.Links {
-		if !l.Up && !slices.Contains(have, l.Index) {
+		method, connected := have[l.Index]
+		if !l.Up && !connected {
 			continue
 		}
-		method, why, err := methodOf(l, model)
-		if err != nil {
-			return Plan{}, err
+		why := ""
+		if !connected {
+			var err error
+			if method, why, err = methodOf(l, model); err != nil {
+				return Plan{}, err
+			}
 		}
 		if why != "" {
 			p.Left = append(p.Left, fmt.Sprintf("device %s: %s", l.Name, why))
@@ -162,13 +164,4 @@ func family(ip netip.Addr) typespb.IPFamily {
 		return typespb.IPFamily_v6
 	}
 	return typespb.IPFamily_v4
-}
-
-// interfaces are the requests that configure the guest's devices.
-func (p Plan) interfaces() []*agentpb.UpdateInterfaceRequest {
-	var out []*agentpb.UpdateInterfaceRequest
-	for _, e := range p.Endpoints {
-		out = append(out, &agentpb.UpdateInterfaceRequest{Interface: e.Guest})
-	}
-	return out
 }

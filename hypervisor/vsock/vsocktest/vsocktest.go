@@ -272,8 +272,9 @@ func (s *suite) deadlines() {
 	_, err = io.ReadFull(c, b[:])
 	s.must(err)
 	// The guest reads no more now: the write must stop for want of credit.
-	s.must(c.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)))
-	n, err := c.Write(make([]byte, 16<<20))
+	bulk := make([]byte, 16<<20)
+	s.must(c.SetWriteDeadline(time.Now().Add(250 * time.Millisecond)))
+	n, err := c.Write(bulk)
 	if !errors.Is(err, os.ErrDeadlineExceeded) || n == 0 || n == 16<<20 {
 		s.Errorf("write to a guest that does not read: %d, %v", n, err)
 	}

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/kata-v2/kata/hypervisor/hypervisortest/guestimage"
 	"github.com/kata-v2/kata/integration/bench"
 	"github.com/kata-v2/kata/integration/lab"
 	"github.com/kata-v2/kata/integration/lab/leak"
@@ -26,6 +27,7 @@ func main() {
 	var only, path string
 	flag.StringVar(&o.Bin, "bin", "_build/bin", "directory with containerd-shim-kata-v2")
 	flag.StringVar(&o.Images, "images", "_build/images", "directory with the guest's kernel, root image and manifest")
+	flag.StringVar(&o.Modules, "modules", os.Getenv(guestimage.EnvModules), "lib/modules/<version> of the guest's kernel")
 	flag.StringVar(&o.Version, "containerd", "2.4", "containerd release, "+strings.Join(lab.Versions(), ", "))
 	flag.StringVar(&o.Snapshotter, "snapshotter", "overlayfs", "containerd snapshotter")
 	flag.IntVar(&o.N, "n", bench.MinSamples, "samples of each row; below 7 no ratio is given")

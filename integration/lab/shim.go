@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/ttrpc"
+)
+
+// Shim speaks containerd's Task API to a shim.
+type Shim struct {
+	task.TTRPCTaskService
+	client *ttrpc.Client
+}
+
+// Close ends the connection.
+func (s *Shim) Close() error { return s.client.Close() }
+
+// DialShim connects to the shim of a task of this containerd.
+func (c *Containerd) DialShim(id string) (*Shim, error) {
+	address, err := os.ReadFile(filepath.Join(c.Bundle(id), "address"))
+	if err != nil {
+		return nil, fmt.Errorf("lab: shim of %s: %w", id, err)
+	}
+	return DialShimAt(string(address))
+}
+
+// DialShimAt connects to the shim at an address as its start command prints it.
+func DialShimAt(address string) (*Shim, error) {
+	conn, err := net.Dial("unix", strings.TrimPrefix(strings.TrimSpace(address), "unix://"))
+	if err != nil {
+		return nil, fmt.Errorf("lab: shim: %w", err)
+	}
+	client := ttrpc.NewClient(conn)
+	return &Shim{task.NewTTRPCTaskClient(client), client}, nil
+}
