@@ -47,6 +47,9 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 	vc := planVM(s.o.Config, s.o.ID, s.o.Key, pod.NetNSPath, s.o.HostCPUs)
 	vc.Dir = s.o.Ledger.Dir()
 	vc.Started = func(name string, pid int) error { return s.recordProcess(m, name, pid) }
+	if err := s.joinCgroup(ctx, m, pod); err != nil {
+		return m, err
+	}
 	if err := s.connectNetwork(ctx, m, &vc, requiresNetwork(pod)); err != nil {
 		return m, err
 	}

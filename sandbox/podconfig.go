@@ -35,8 +35,10 @@ type PodConfig struct {
 	// Resources are the pod's limits, Overhead what the machine may use beside
 	// them; nil when nobody set any.
 	Resources, Overhead *specs.LinuxResources
-	// CgroupParent is the host's cgroup for the pod, as a path or as "slice:prefix:name".
-	CgroupParent string
+	// CgroupsPath is linux.cgroupsPath of the pod's first container: a path on the
+	// host or "slice:prefix:name". CgroupParent is the CRI's cgroup_parent, for a pod
+	// that starts without a container.
+	CgroupsPath, CgroupParent string
 	// Annotations of the pod.
 	Annotations map[string]string
 	// Files are of the pod and appear in its containers: path in the container →
@@ -54,7 +56,7 @@ func PodFromSpec(spec *specs.Spec) PodConfig {
 		Annotations: spec.Annotations,
 	}
 	if spec.Linux != nil {
-		p.Resources, p.CgroupParent = spec.Linux.Resources, spec.Linux.CgroupsPath
+		p.Resources, p.CgroupsPath = spec.Linux.Resources, spec.Linux.CgroupsPath
 	}
 	return p
 }

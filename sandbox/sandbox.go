@@ -18,6 +18,7 @@ import (
 	"github.com/kata-v2/kata/internal/config"
 	"github.com/kata-v2/kata/protocols/agentpb"
 	"github.com/kata-v2/kata/sandbox/agentclient"
+	"github.com/kata-v2/kata/sandbox/cgroup"
 	"github.com/kata-v2/kata/sandbox/ledger"
 	"github.com/kata-v2/kata/sandbox/network"
 	"github.com/kata-v2/kata/sandbox/storage"
@@ -32,7 +33,7 @@ const (
 // ErrStopped is what a sandbox answers that has ended, and an ended one does not start again.
 var ErrStopped = fmt.Errorf("the sandbox is stopped: %w", errdefs.ErrFailedPrecondition)
 
-// Options are what a sandbox is made of. All fields are needed.
+// Options are what a sandbox is made of. All fields are needed unless they say otherwise.
 type Options struct {
 	// ID is the pod's id.
 	ID string
@@ -46,6 +47,8 @@ type Options struct {
 	Ledger *ledger.Ledger
 	// HostCPUs is the number of CPUs of the host.
 	HostCPUs int
+	// Cgroups are the host's; nil keeps the pod's processes where they are.
+	Cgroups *cgroup.Host
 	// Log gets one line per event.
 	Log *slog.Logger
 	// OOM is told the id of a container in which the guest's kernel killed a
@@ -261,6 +264,7 @@ type machine struct {
 	agent  *agentclient.Client
 	daemon *storage.Daemon
 	net    *network.Network // nil before it is connected
+	cgroup *cgroup.Group    // nil before it is joined, and without cgroups
 	log    *slog.Logger
 	forget func(ledger.Token) error
 
@@ -289,12 +293,13 @@ func (m *machine) work(f func()) bool {
 
 // cause says why the machine ends, nil when it was asked to.
 func (m *machine) cause() error {
+	err := m.vm.Err()
 	if m.daemon != nil {
-		if err := m.daemon.Err(); err != nil {
-			return err
+		if derr := m.daemon.Err(); derr != nil {
+			err = derr
 		}
 	}
-	return m.vm.Err()
+	return m.outOfMemory(err)
 }
 
 // stop lets the guest sync, then ends the VMM. The watcher does the rest.
@@ -347,6 +352,9 @@ func (m *machine) release(share *storage.Share) {
 	errs := []error{share.Close()}
 	if m.net != nil {
 		errs = append(errs, m.net.Close())
+	}
+	if m.cgroup != nil { // nothing but this process is in it now
+		errs = append(errs, m.cgroup.Close(context.Background()))
 	}
 	m.mu.Lock()
 	tokens := m.tokens

@@ -23,6 +23,7 @@ import (
 
 	"github.com/kata-v2/kata/internal/config"
 	"github.com/kata-v2/kata/sandbox"
+	"github.com/kata-v2/kata/sandbox/cgroup"
 	"github.com/kata-v2/kata/sandbox/ledger"
 )
 
@@ -88,9 +89,13 @@ func serve(ctx context.Context, d daemonParams, l net.Listener, led *ledger.Ledg
 	if err != nil {
 		return err
 	}
+	cgroups, err := cgroup.Detect()
+	if err != nil {
+		return err
+	}
 	pub := newPublisher(d.Namespace, d.TTRPCAddress, log)
 	sb := sandbox.New(sandbox.Options{
-		ID: d.Group, Key: d.Key, Config: cfg, Ledger: led, HostCPUs: runtime.NumCPU(), Log: log,
+		ID: d.Group, Key: d.Key, Config: cfg, Ledger: led, HostCPUs: runtime.NumCPU(), Cgroups: &cgroups, Log: log,
 		Hypervisor: sandbox.NewQEMU(cfg, log),
 		OOM: func(container string) {
 			pub.publish(topicOOM, &events.TaskOOM{ContainerID: container})

@@ -17,9 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// removeCgroup kills everything in a cgroup and below it, then removes both. It
-// works on either version.
-func removeCgroup(ctx context.Context, path string) error {
+// RemoveCgroup kills everything in a cgroup and below it, then removes both. It
+// works on either version. One that is gone is no error.
+func RemoveCgroup(ctx context.Context, path string) error {
 	if err := onFilesystem(path, unix.CGROUP2_SUPER_MAGIC, unix.CGROUP_SUPER_MAGIC); err != nil {
 		return ignoreMissing(err)
 	}
@@ -36,6 +36,19 @@ func removeCgroup(ctx context.Context, path string) error {
 		}
 	}
 	return nil
+}
+
+// RemoveCgroupParent removes a cgroup in which there is neither a process nor
+// another cgroup. One that is in use or gone is no error.
+func RemoveCgroupParent(path string) error {
+	if err := onFilesystem(path, unix.CGROUP2_SUPER_MAGIC, unix.CGROUP_SUPER_MAGIC); err != nil {
+		return ignoreMissing(err)
+	}
+	err := unix.Rmdir(path)
+	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTEMPTY) {
+		return nil
+	}
+	return &os.PathError{Op: "rmdir", Path: path, Err: err}
 }
 
 // onFilesystem refuses a path that is on another kind of file system.
@@ -80,7 +93,7 @@ func killCgroup(ctx context.Context, path string) error {
 		return err
 	}
 	err := os.WriteFile(filepath.Join(path, "cgroup.kill"), []byte("1"), 0)
-	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission) {
+	if ignoreMissing(err) != nil && !errors.Is(err, os.ErrPermission) {
 		return fmt.Errorf("cgroup.kill: %w", err)
 	}
 	for {

@@ -24,6 +24,8 @@ const (
 	// KindCgroup is a cgroup directory, v1 or v2: members are killed, then it
 	// and everything below is removed.
 	KindCgroup Kind = "cgroup"
+	// KindCgroupParent is a cgroup directory above those of pods: removed when it is empty, else left.
+	KindCgroupParent Kind = "cgroup-parent"
 	// KindMount is unmounted (detached) until nothing is mounted at Path.
 	KindMount Kind = "mount"
 	// KindNetNS is a network namespace bound at Path: unmounted and unlinked.
@@ -82,6 +84,10 @@ func Filter(netns, link string, parent uint32, priority uint16) Entry {
 
 // Cgroup is a cgroup directory that the sandbox alone uses: everything in it is killed.
 func Cgroup(path string) Entry { return Entry{Kind: KindCgroup, Path: path} }
+
+// CgroupParent is a cgroup directory that was made for the sandbox's own to lie in;
+// others may use it, so nothing in it is touched.
+func CgroupParent(path string) Entry { return Entry{Kind: KindCgroupParent, Path: path} }
 
 // Mount is a mount point in the host's mount namespace.
 func Mount(path string) Entry { return Entry{Kind: KindMount, Path: path} }

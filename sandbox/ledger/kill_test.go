@@ -483,7 +483,7 @@ func TestDirStopsAtMounts(t *testing.T) {
 
 // The reaper does not kill itself, and a path that is no cgroup is refused.
 func TestCgroupRefusals(t *testing.T) {
-	if err := removeCgroup(t.Context(), t.TempDir()); err == nil || !strings.Contains(err.Error(), "another file system") {
+	if err := RemoveCgroup(t.Context(), t.TempDir()); err == nil || !strings.Contains(err.Error(), "another file system") {
 		t.Errorf("a plain directory: %v", err)
 	}
 	dir := cgroupDirs("kl" + itoa(os.Getpid()))[0]
@@ -494,14 +494,14 @@ func TestCgroupRefusals(t *testing.T) {
 	if err := os.WriteFile(dir+"/cgroup.procs", self, 0); err != nil {
 		t.Fatal(err)
 	}
-	err := removeCgroup(t.Context(), dir)
+	err := RemoveCgroup(t.Context(), dir)
 	if back := os.WriteFile(filepath.Dir(dir)+"/cgroup.procs", self, 0); back != nil {
 		t.Fatal(back)
 	}
 	if err == nil || !strings.Contains(err.Error(), "itself") {
 		t.Errorf("own cgroup: %v", err)
 	}
-	if err := removeCgroup(t.Context(), dir); err != nil {
+	if err := RemoveCgroup(t.Context(), dir); err != nil {
 		t.Error(err)
 	}
 }

@@ -20,7 +20,7 @@ var errUnknownKind = errors.New("this build does not know the kind; reap it with
 // undo removes what e names. What does not exist (any more) is done.
 func undo(ctx context.Context, e Entry) error {
 	switch e.Kind {
-	case KindProcess, KindLink, KindIngress, KindFilter, KindCgroup, KindMount, KindNetNS, KindLoop, KindFile, KindSocket, KindDir:
+	case KindProcess, KindLink, KindIngress, KindFilter, KindCgroup, KindCgroupParent, KindMount, KindNetNS, KindLoop, KindFile, KindSocket, KindDir:
 		if err := e.check(); err != nil {
 			return err
 		}
@@ -36,7 +36,9 @@ func undo(ctx context.Context, e Entry) error {
 	case KindFilter:
 		return removeFilter(e)
 	case KindCgroup:
-		return removeCgroup(ctx, e.Path)
+		return RemoveCgroup(ctx, e.Path)
+	case KindCgroupParent:
+		return RemoveCgroupParent(e.Path)
 	case KindMount:
 		return unmount(e.Path)
 	case KindNetNS:
