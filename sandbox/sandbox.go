@@ -145,6 +145,7 @@ func (s *Sandbox) start(ctx context.Context, share *storage.Share, pod PodConfig
 		defer cancel()
 		defer context.AfterFunc(s.wish, cancel)()
 		m, err := s.startMachine(ctx, share, pod, t)
+		err = m.outOfMemory(err)
 		s.mu.Lock()
 		if err == nil && s.state == Stopped {
 			err = ErrStopped
