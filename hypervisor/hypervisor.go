@@ -67,6 +67,12 @@ type NICPlugger interface {
 	UnplugNIC(ctx context.Context, id string) error
 }
 
+// CPUThreader is implemented by machines whose vCPUs are threads of the host.
+type CPUThreader interface {
+	// CPUThreads lists the thread ids of the vCPUs that the machine has now, each once.
+	CPUThreads(ctx context.Context) ([]int, error)
+}
+
 // Config is a complete, immutable description of a machine.
 type Config struct {
 	// ID names the machine in logs and process titles; it is the sandbox id.

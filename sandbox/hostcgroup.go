@@ -6,6 +6,9 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/containerd/errdefs"
+
+	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/sandbox/cgroup"
 )
 
@@ -25,6 +28,23 @@ func (s *Sandbox) joinCgroup(ctx context.Context, m *machine, pod PodConfig) err
 	}
 	m.cgroup, err = s.o.Cgroups.Open(ctx, plan, cgroup.Options{Ledger: s.o.Ledger, Log: s.o.Log})
 	return err
+}
+
+// placeCPUs moves the vCPUs' threads into the pod's cgroup when the rest of the
+// machine is in another one.
+func (m *machine) placeCPUs(ctx context.Context) error {
+	if m.cgroup == nil || !m.cgroup.Split() {
+		return nil
+	}
+	vm, ok := m.vm.(hypervisor.CPUThreader)
+	if !ok {
+		return fmt.Errorf("runtime.sandbox_cgroup_only must be true with this hypervisor, whose vCPUs are not threads of the host: %w", errdefs.ErrInvalidArgument)
+	}
+	tids, err := vm.CPUThreads(ctx)
+	if err != nil {
+		return fmt.Errorf("threads of the vCPUs: %w", err)
+	}
+	return m.cgroup.AddThreads(tids)
 }
 
 // outOfMemory puts the host's want of memory, if it has killed any of the pod's

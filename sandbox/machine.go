@@ -66,6 +66,9 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 	if derr := <-daemon; derr != nil || err != nil {
 		return m, errors.Join(derr, err)
 	}
+	if err := m.placeCPUs(ctx); err != nil {
+		return m, err
+	}
 	t.mark("t_vmm")
 	dctx, cancel := context.WithTimeout(ctx, s.o.Config.Agent.DialTimeout)
 	defer cancel()

@@ -85,7 +85,7 @@ type Runtime struct {
 	EnableDebug            bool          `toml:"enable_debug" default:"false" doc:"Let the shim log at debug level."`
 	InternetworkingModel   string        `toml:"internetworking_model" default:"tcfilter" enum:"tcfilter,macvtap,none" annotation:"=" doc:"How the pod's network devices reach the VM. tcfilter: traffic control redirects between device and tap. macvtap: a macvtap lies on the device. none: not at all."`
 	DisableGuestSeccomp    bool          `toml:"disable_guest_seccomp" default:"false" annotation:"=" doc:"Do not apply the container's seccomp profile in the guest. (Kata Containers' own default is true.)"`
-	SandboxCgroupOnly      bool          `toml:"sandbox_cgroup_only" default:"true" annotation:"=" doc:"Put the VMM and its helpers into the pod's cgroup. Not implemented yet: they stay where containerd puts the shim."`
+	SandboxCgroupOnly      bool          `toml:"sandbox_cgroup_only" default:"true" annotation:"=" doc:"true: VMM, virtio-fs daemon and shim are in the pod's cgroup, whose limits must leave room for them. false: only the vCPUs' threads are, the rest is in /kata_overhead and not limited; needs cgroup version 1 and cgroup paths that are not systemd's."`
 	SandboxBindMounts      []string      `toml:"sandbox_bind_mounts" default:"[]" doc:"Host paths that every guest sees, read-only unless followed by \":rw\", for services of the guest."`
 	DisableNewNetNS        bool          `toml:"disable_new_netns" default:"false" annotation:"=" doc:"Run the VMM in the host's network namespace. Needs internetworking_model = \"none\"."`
 	Experimental           []string      `toml:"experimental" default:"[]" doc:"Experimental features to turn on. None exists yet."`

@@ -125,6 +125,36 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// Split: the process is in the overhead's cgroup, one of its threads in the pod's.
+func TestSplit(t *testing.T) {
+	h, ok := hosts(t)["v1"]
+	if !ok {
+		t.Log("only version 1 can split a process; TestSplitIsRefused has the rest")
+		return
+	}
+	f := newFixture(t, h)
+	r := f.request()
+	r.Pod, r.Split = filepath.Base(f.parent), true
+	g, err := f.open(r)
+	f.must(err)
+	pid := f.child.Process.Pid
+	for _, d := range g.plan.Overhead {
+		if !has(d.Path, pid) {
+			t.Errorf("the process is not in %s", d.Path)
+		}
+	}
+	f.must(g.AddThreads([]int{pid})) // the only thread that it has
+	for _, d := range g.plan.Dirs {
+		if tasks, err := readFile(d.Path, "tasks"); tasks != strconv.Itoa(pid) {
+			t.Errorf("%s/tasks: %q, %v", d.Path, tasks, err)
+		}
+	}
+	f.must(g.Close(f.Context()))
+	if _, err := os.Stat(filepath.Join(h.V1[0].Mount, OverheadParent)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the overhead's parent: %v", err)
+	}
+}
+
 // memoryHost is the version that can limit memory here.
 func memoryHost(t *testing.T) (Host, Hierarchy) {
 	t.Helper()

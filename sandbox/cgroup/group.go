@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,6 +35,7 @@ type Options struct {
 // Group is the cgroup of a running pod.
 type Group struct {
 	plan    Plan
+	limits  Limits // the plan's, without those that hold already
 	o       Options
 	homes   map[string]string // by mount point, where the process was before
 	entries []entry           // in the order of their making
@@ -62,9 +62,10 @@ func (h Host) Open(ctx context.Context, p Plan, o Options) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Group{plan: p, o: o, homes: homes}
+	g := &Group{plan: p, limits: p.Limits, o: o, homes: homes}
 	if len(p.Dirs) == 0 {
 		o.Log.Warn("this host has no cgroups: the pod is not limited", "path", p.Path)
+		return g, nil
 	}
 	if err := g.open(ctx); err != nil {
 		err = fmt.Errorf("cgroup %s: %w", p.Path, err)
@@ -73,11 +74,14 @@ func (h Host) Open(ctx context.Context, p Plan, o Options) (*Group, error) {
 		}
 		return nil, errors.Join(err, g.Close(context.WithoutCancel(ctx)))
 	}
-	o.Log.Info("cgroup joined", "path", p.Path, "unit", p.Unit, "memory", p.Limits.MemoryBytes, "cpu_quota", p.Limits.CPUQuota, "cpus", p.Limits.CPUs)
+	o.Log.Info("cgroup joined", "path", p.Path, "unit", p.Unit, "memory", g.limits.MemoryBytes, "cpu_quota", g.limits.CPUQuota, "cpus", g.limits.CPUs)
 	return g, nil
 }
 
 func (g *Group) open(ctx context.Context) error {
+	for _, d := range g.plan.Dirs {
+		g.limits = g.limits.notAbove(d)
+	}
 	if g.plan.Unit != "" {
 		if err := g.startUnit(ctx); err != nil {
 			return err
@@ -110,7 +114,7 @@ func (g *Group) owned() []Dir { return slices.Concat(g.plan.Overhead, g.plan.Dir
 
 // processDirs are those that whole processes are in.
 func (g *Group) processDirs() []Dir {
-	if len(g.plan.Overhead) > 0 {
+	if g.Split() {
 		return g.plan.Overhead
 	}
 	return g.plan.Dirs
@@ -131,17 +135,11 @@ func (g *Group) prepare(d Dir, missing *[]string) error {
 	return nil
 }
 
-// limit sets the limits that the directory above does not set already: whoever
-// made that one, as kubelet does, changes its limits while the pod runs.
+// limit writes the limits that are for this directory's controllers.
 func (g *Group) limit(d Dir) error {
-	for _, s := range g.plan.Limits.settings(d.V2) {
+	for _, s := range g.limits.settings(d.V2) {
 		if !d.has(s.controller) {
 			continue
-		}
-		if s.probe != "" {
-			if above, err := readFile(filepath.Dir(d.Path), s.probe); err == nil && !s.unlimited(above) {
-				continue
-			}
 		}
 		err := writeFile(s.value, d.Path, s.file)
 		if errors.Is(err, fs.ErrNotExist) && d.V2 {
@@ -154,10 +152,13 @@ func (g *Group) limit(d Dir) error {
 	return nil
 }
 
+// Split tells whether only threads belong into the pod's cgroup; see AddThreads.
+func (g *Group) Split() bool { return len(g.plan.Overhead) > 0 }
+
 // AddThreads moves threads of a process that is in the overhead's cgroup into the
 // pod's. Without Split they are there already.
 func (g *Group) AddThreads(tids []int) error {
-	if len(g.plan.Overhead) == 0 {
+	if !g.Split() {
 		return nil
 	}
 	for _, d := range g.plan.Dirs {

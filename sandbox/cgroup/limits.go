@@ -4,6 +4,7 @@ package cgroup
 
 import (
 	"fmt"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -69,44 +70,53 @@ func perPeriod(r *specs.LinuxResources) int64 {
 	return int64(float64(*c.Quota) / float64(*c.Period) * period)
 }
 
-// setting is one value for one file of a cgroup.
-type setting struct {
-	controller, file, value string
-	// probe is a file that tells whether such a limit is set, by not being
-	// unlimited; empty for what is no limit of this kind.
-	probe     string
-	unlimited func(string) bool
-	// field is what the value comes from, for errors.
-	field string
-}
+// setting is one value for one file of a cgroup; field is what it comes from, for errors.
+type setting struct{ controller, file, value, field string }
 
 // settings are the files of a version that hold the limits.
 func (l Limits) settings(v2 bool) (out []setting) {
-	add := func(s setting) { out = append(out, s) }
-	if l.CPUs != "" {
-		add(setting{controller: "cpuset", file: "cpuset.cpus", value: l.CPUs, field: "linux.resources.cpu.cpus"})
-	}
-	if l.Mems != "" {
-		add(setting{controller: "cpuset", file: "cpuset.mems", value: l.Mems, field: "linux.resources.cpu.mems"})
-	}
-	if l.MemoryBytes > 0 {
-		s := setting{controller: "memory", file: "memory.limit_in_bytes", unlimited: isHuge, field: "linux.resources.memory.limit"}
-		if v2 {
-			s.file, s.unlimited = "memory.max", isMax
+	add := func(controller, file, value, field string) {
+		if value != "" {
+			out = append(out, setting{controller, file, value, "linux.resources." + field})
 		}
-		s.probe, s.value = s.file, strconv.FormatInt(l.MemoryBytes, 10)
-		add(s)
 	}
-	const quotaField = "linux.resources.cpu.quota"
-	switch quota := strconv.FormatInt(l.CPUQuota, 10); {
-	case l.CPUQuota <= 0:
-	case v2:
-		add(setting{controller: "cpu", file: "cpu.max", value: fmt.Sprintf("%s %d", quota, period), probe: "cpu.max", unlimited: isMax, field: quotaField})
-	default:
-		add(setting{controller: "cpu", file: "cpu.cfs_period_us", value: strconv.Itoa(period), probe: "cpu.cfs_quota_us", unlimited: isNegative, field: quotaField})
-		add(setting{controller: "cpu", file: "cpu.cfs_quota_us", value: quota, probe: "cpu.cfs_quota_us", unlimited: isNegative, field: quotaField})
+	add("cpuset", "cpuset.cpus", l.CPUs, "cpu.cpus")
+	add("cpuset", "cpuset.mems", l.Mems, "cpu.mems")
+	memory, quota := positive(l.MemoryBytes), positive(l.CPUQuota)
+	if !v2 { // where the period of a new group is this package's
+		add("memory", "memory.limit_in_bytes", memory, "memory.limit")
+		add("cpu", "cpu.cfs_quota_us", quota, "cpu.quota")
+		return out
+	}
+	add("memory", "memory.max", memory, "memory.limit")
+	if quota != "" {
+		add("cpu", "cpu.max", fmt.Sprintf("%s %d", quota, period), "cpu.quota")
 	}
 	return out
+}
+
+// notAbove takes out the limits that the directory above d sets already: whoever
+// made that one, as kubelet does, changes its limits while the pod runs.
+func (l Limits) notAbove(d Dir) Limits {
+	memory, quota, unlimited, endless := "memory.limit_in_bytes", "cpu.cfs_quota_us", isHuge, isNegative
+	if d.V2 {
+		memory, quota, unlimited, endless = "memory.max", "cpu.max", isMax, isMax
+	}
+	if s, err := readFile(filepath.Dir(d.Path), memory); err == nil && !unlimited(s) {
+		l.MemoryBytes = 0
+	}
+	if s, err := readFile(filepath.Dir(d.Path), quota); err == nil && !endless(s) {
+		l.CPUQuota = 0
+	}
+	return l
+}
+
+// positive writes a number, and nothing for none.
+func positive(n int64) string {
+	if n <= 0 {
+		return ""
+	}
+	return strconv.FormatInt(n, 10)
 }
 
 func isMax(s string) bool      { return strings.HasPrefix(s, "max") }

@@ -26,8 +26,10 @@ type Scope struct {
 	Name, Slice, Description string
 	// PID is the process around which it is made.
 	PID int
-	// Limits that systemd is to know, since it writes its own values again at times.
+	// Limits that systemd is to know, since it writes its own values again at times;
+	// V2 tells the version of the host's cgroups.
 	Limits Limits
+	V2     bool
 }
 
 // startUnit makes the scope. Its directories are in the ledger before; whoever reaps
@@ -47,7 +49,7 @@ func (g *Group) startUnit(ctx context.Context) error {
 	}
 	defer conn.Close()
 	err = conn.StartScope(ctx, Scope{
-		Name: g.plan.Unit, Slice: g.plan.Slice, PID: g.o.PID, Limits: g.plan.Limits,
+		Name: g.plan.Unit, Slice: g.plan.Slice, PID: g.o.PID, Limits: g.limits, V2: g.plan.Dirs[0].V2,
 		Description: "Kata pod " + g.plan.Unit,
 	})
 	if errors.Is(err, errInUse) { // then its directories are not ours to remove
