@@ -39,7 +39,7 @@ type Params struct {
 	HotplugTimeout time.Duration
 	// LaunchTimeout bounds the OCI engine's work for one process.
 	LaunchTimeout time.Duration
-	// PipeSize is the size of stdio pipes in bytes; 0 keeps the kernel's 64 KiB.
+	// PipeSize is the size of stdio pipes in bytes, 256 KiB unless the parameter says otherwise; 0 keeps the kernel's 64 KiB.
 	PipeSize int
 	// DevMode allows the agent to dump core.
 	DevMode bool

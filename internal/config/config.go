@@ -76,7 +76,7 @@ type Agent struct {
 	DebugConsoleEnabled  bool          `toml:"debug_console_enabled" default:"false" doc:"Serve a root shell of the guest on vsock port 1026. Whoever reaches it owns the guest."`
 	DialTimeout          time.Duration `toml:"dial_timeout" default:"45" unit:"s" min:"1" max:"3600" doc:"How long a guest may take to boot until its agent answers, in seconds."`
 	KernelModules        []string      `toml:"kernel_modules" default:"[]" annotation:"=" sep:";" doc:"Modules that the agent loads, each followed by its parameters: [\"e1000e EEE=1\", \"i915\"]. The guest image must hold them."`
-	ContainerPipeSize    int           `toml:"container_pipe_size" default:"0" min:"0" max:"1048576" annotation:"=" doc:"Size of the pipes of a container's output, in bytes. 0 keeps the guest kernel's default."`
+	ContainerPipeSize    int           `toml:"container_pipe_size" default:"0" min:"0" max:"1048576" annotation:"=" doc:"Size of the pipes of a container's output, in bytes. 0 keeps the agent's own, 256 KiB."`
 	LaunchProcessTimeout time.Duration `toml:"launch_process_timeout" default:"6" unit:"s" min:"1" max:"3600" doc:"How long the agent waits for a process to start, in seconds."`
 }
 
