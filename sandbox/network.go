@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/kata-v2/kata/hypervisor"
+	"github.com/kata-v2/kata/internal/config"
 	"github.com/kata-v2/kata/sandbox/network"
 )
 
@@ -24,8 +25,9 @@ func requiresNetwork(p PodConfig) bool {
 // them to the machine's configuration.
 func (s *Sandbox) connectNetwork(ctx context.Context, m *machine, vc *hypervisor.Config, required bool) error {
 	n, err := network.Open(ctx, vc.Network.Path, network.Options{
-		Model: network.Model(s.o.Config.Runtime.InternetworkingModel), Queues: 1,
-		Required: required, Ledger: s.o.Ledger, Log: s.o.Log,
+		Model: network.Model(s.o.Config.Runtime.InternetworkingModel), Queues: queues(&s.o.Config.QEMU, vc.CPUs),
+		NoVhost: s.o.Config.QEMU.DisableVhostNet, Required: required, Ledger: s.o.Ledger, Log: s.o.Log,
+		RxRate: uint64(s.o.Config.QEMU.RxRateLimiterMaxRate), TxRate: uint64(s.o.Config.QEMU.TxRateLimiterMaxRate),
 	})
 	if err != nil {
 		return err
@@ -38,6 +40,17 @@ func (s *Sandbox) connectNetwork(ctx context.Context, m *machine, vc *hypervisor
 		vc.HotplugPorts = hotplugPorts
 	}
 	return nil
+}
+
+// maxQueues is the most queue pairs of a device that are chosen by the number of vCPUs.
+const maxQueues = 16
+
+// queues is the number of queue pairs of each network device of a machine with that many vCPUs.
+func queues(q *config.QEMU, cpus int) int {
+	if q.NetworkQueues > 0 {
+		return q.NetworkQueues
+	}
+	return min(cpus, maxQueues)
 }
 
 // hotplugPorts is how many network devices a running machine can get.

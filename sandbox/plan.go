@@ -41,7 +41,7 @@ func planVM(c *config.Config, id, key, netns string, hostCPUs int) hypervisor.Co
 		MaxCPUs:      most,
 		MemoryBytes:  c.QEMU.MemoryBytes(),
 		Vsock:        hypervisor.VsockBackend(c.QEMU.Vsock),
-		Network:      hypervisor.NetNS{Path: netns},
+		Network:      hypervisor.NetNS{Path: netns, Host: c.Runtime.DisableNewNetNS},
 	}
 	if c.QEMU.Rootless {
 		vc.UID = VMMUser(key)

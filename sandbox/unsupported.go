@@ -23,7 +23,6 @@ func CheckConfig(c *config.Config) error {
 		{c.QEMU.Image != "", "hypervisor.qemu.image", "use initrd"},
 		{c.QEMU.SharedFS != "virtio-fs", "hypervisor.qemu.shared_fs", `use "virtio-fs"`},
 		{len(c.Runtime.SandboxBindMounts) > 0, "runtime.sandbox_bind_mounts", "leave it empty"},
-		{c.Runtime.DisableNewNetNS, "runtime.disable_new_netns", "use false"},
 	} {
 		if k.set {
 			errs = append(errs, fmt.Errorf("%s (set in %s) is not implemented yet: %s: %w", k.key, c.Origin(k.key), k.instead, errdefs.ErrNotImplemented))

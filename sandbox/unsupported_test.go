@@ -15,9 +15,8 @@ func TestCheckConfig(t *testing.T) {
 	for body, key := range map[string]string{
 		"":                                  "",
 		"[hypervisor.qemu]\nimage = \"/i\"": "hypervisor.qemu.image",
-		"[hypervisor.qemu]\nshared_fs = \"none\"":                               "hypervisor.qemu.shared_fs",
-		"[runtime]\nsandbox_bind_mounts = [\"/x\"]":                             "runtime.sandbox_bind_mounts",
-		"[runtime]\ndisable_new_netns = true\ninternetworking_model = \"none\"": "runtime.disable_new_netns",
+		"[hypervisor.qemu]\nshared_fs = \"none\"":   "hypervisor.qemu.shared_fs",
+		"[runtime]\nsandbox_bind_mounts = [\"/x\"]": "runtime.sandbox_bind_mounts",
 	} {
 		c, _, err := config.Load(config.LoadOptions{Body: []byte(body)})
 		if err != nil {

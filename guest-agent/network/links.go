@@ -7,9 +7,12 @@ package network
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -69,6 +72,20 @@ func (c *conn) links() ([]link, error) {
 		out = append(out, l)
 	}
 	return out, nil
+}
+
+// withLinks runs f with a socket and the interfaces that there are.
+func withLinks(f func(*conn, []link) error) error {
+	nl, err := open()
+	if err != nil {
+		return err
+	}
+	defer nl.close()
+	ls, err := nl.links()
+	if err != nil {
+		return err
+	}
+	return f(nl, ls)
 }
 
 func cString(b []byte) string {
@@ -136,6 +153,7 @@ func (c Config) UpdateInterface(ctx context.Context, want *typespb.Interface) (*
 	if err := nl.setLink(l, want); err != nil {
 		return nil, fmt.Errorf("interface %s: %w", want.Name, err)
 	}
+	noDAD(want.Name)
 	if err := nl.setAddrs(l.index, want.IPAddresses); err != nil {
 		return nil, fmt.Errorf("interface %s: %w", want.Name, err)
 	}
@@ -148,33 +166,47 @@ func (c Config) UpdateInterface(ctx context.Context, want *typespb.Interface) (*
 	return nl.describe(l.index)
 }
 
+// noDAD lets the link-local address that the kernel makes be used at once, as
+// addresses from the host are: the host owns the address plan. A kernel without
+// IPv6 has no such file.
+func noDAD(name string) {
+	_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/accept_dad", []byte("0"), 0)
+}
+
 // makeRoom renames another interface that has the wanted name.
 func (c *conn) makeRoom(name string, index int32) error {
 	ls, err := c.links()
 	if err != nil {
 		return err
 	}
-	for _, l := range ls {
-		if l.name != name || l.index == index {
-			continue
-		}
-		other := "kata" + strconv.Itoa(int(l.index))
-		msg := attr(ifInfo(l.index, 0, unix.IFF_UP), unix.IFLA_IFNAME, append([]byte(other), 0))
-		if _, err := c.do(unix.RTM_NEWLINK, 0, msg); err != nil {
-			return fmt.Errorf("rename interface %s to %s: %w", name, other, err)
-		}
+	l, err := byName(ls, name)
+	if err != nil || l.index == index {
+		return nil //nolint:nilerr // nobody has it
+	}
+	other := "kata" + strconv.Itoa(int(l.index))
+	msg := attr(ifInfo(l.index, 0, unix.IFF_UP), unix.IFLA_IFNAME, append([]byte(other), 0))
+	if _, err := c.do(unix.RTM_NEWLINK, 0, msg); err != nil {
+		return fmt.Errorf("rename interface %s to %s: %w", name, other, err)
 	}
 	return nil
 }
 
-// setLink needs the interface down: the kernel renames no other.
+func byName(ls []link, name string) (link, error) {
+	if i := slices.IndexFunc(ls, func(l link) bool { return l.name == name }); i >= 0 {
+		return ls[i], nil
+	}
+	return link{}, fault.New(fault.NotFound, "device %q: no such interface", name)
+}
+
+// setLink takes the interface down only for a new name or hardware address: that
+// costs it its routes.
 func (c *conn) setLink(l link, want *typespb.Interface) error {
-	msg := ifInfo(l.index, 0, unix.IFF_UP)
+	down, set := uint32(0), []byte(nil)
 	if l.name != want.Name {
-		msg = attr(msg, unix.IFLA_IFNAME, append([]byte(want.Name), 0))
+		down, set = unix.IFF_UP, attr(set, unix.IFLA_IFNAME, append([]byte(want.Name), 0))
 	}
 	if want.Mtu != 0 && uint32(want.Mtu) != l.mtu {
-		msg = attr(msg, unix.IFLA_MTU, u32(uint32(want.Mtu)))
+		set = attr(set, unix.IFLA_MTU, u32(uint32(want.Mtu)))
 	}
 	if want.HwAddr != "" {
 		mac, err := net.ParseMAC(want.HwAddr)
@@ -182,10 +214,13 @@ func (c *conn) setLink(l link, want *typespb.Interface) error {
 			return fault.New(fault.InvalidArgument, "hwAddr: %w", err)
 		}
 		if !bytes.Equal(mac, l.mac) {
-			msg = attr(msg, unix.IFLA_ADDRESS, mac)
+			down, set = unix.IFF_UP, attr(set, unix.IFLA_ADDRESS, mac)
 		}
 	}
-	if _, err := c.do(unix.RTM_NEWLINK, 0, msg); err != nil {
+	if set == nil {
+		return nil
+	}
+	if _, err := c.do(unix.RTM_NEWLINK, 0, append(ifInfo(l.index, 0, down), set...)); err != nil {
 		return fmt.Errorf("set name, MTU %d and address %q: %w", want.Mtu, want.HwAddr, err)
 	}
 	return nil
@@ -215,24 +250,30 @@ func (c *conn) addrs(index int32) ([]netip.Prefix, error) {
 	return out, nil
 }
 
+// setAddrs leaves an address that stays as it is.
 func (c *conn) setAddrs(index int32, want []*typespb.IPAddress) error {
-	old, err := c.addrs(index)
-	if err != nil {
-		return err
-	}
-	for _, p := range old {
-		if p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() {
-			continue // the kernel's own
-		}
-		if _, err := c.do(unix.RTM_DELADDR, 0, addrMsg(index, p)); err != nil {
-			return fmt.Errorf("remove address %v: %w", p, err)
-		}
-	}
+	var keep []netip.Prefix
 	for _, w := range want {
 		p, err := parsePrefix(w)
 		if err != nil {
 			return err
 		}
+		keep = append(keep, p)
+	}
+	old, err := c.addrs(index)
+	if err != nil {
+		return err
+	}
+	for _, p := range old {
+		if slices.Contains(keep, p) || p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() { // the kernel's own
+			continue
+		}
+		// EADDRNOTAVAIL: it went with the primary one of its network.
+		if _, err := c.do(unix.RTM_DELADDR, 0, addrMsg(index, p)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("remove address %v: %w", p, err)
+		}
+	}
+	for _, p := range keep { // all: one may have gone with its primary
 		if _, err := c.do(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, addrMsg(index, p)); err != nil {
 			return fmt.Errorf("add address %v: %w", p, err)
 		}
@@ -300,47 +341,35 @@ func familyOf(ip netip.Addr) typespb.IPFamily {
 
 // ListInterfaces describes every interface.
 func (c Config) ListInterfaces() ([]*typespb.Interface, error) {
-	nl, err := open()
-	if err != nil {
-		return nil, err
-	}
-	defer nl.close()
-	ls, err := nl.links()
-	if err != nil {
-		return nil, err
-	}
 	var out []*typespb.Interface
-	for _, l := range ls {
-		w, err := nl.toWire(l)
-		if err != nil {
-			return nil, err
+	err := withLinks(func(nl *conn, ls []link) error {
+		for _, l := range ls {
+			w, err := nl.toWire(l)
+			if err != nil {
+				return err
+			}
+			out = append(out, w)
 		}
-		out = append(out, w)
-	}
-	return out, nil
+		return nil
+	})
+	return out, err
 }
 
 // Stats counts what each interface but loopback has carried (struct rtnl_link_stats64).
 func (c Config) Stats() ([]*agentpb.NetworkStats, error) {
-	nl, err := open()
-	if err != nil {
-		return nil, err
-	}
-	defer nl.close()
-	ls, err := nl.links()
-	if err != nil {
-		return nil, err
-	}
 	var out []*agentpb.NetworkStats
-	for _, l := range ls {
-		if l.flags&unix.IFF_LOOPBACK != 0 || len(l.stats) < 64 {
-			continue
+	err := withLinks(func(_ *conn, ls []link) error {
+		for _, l := range ls {
+			if l.flags&unix.IFF_LOOPBACK != 0 || len(l.stats) < 64 {
+				continue
+			}
+			n := func(i int) uint64 { return native.Uint64(l.stats[8*i:]) }
+			out = append(out, &agentpb.NetworkStats{
+				Name: l.name, RxPackets: n(0), TxPackets: n(1), RxBytes: n(2), TxBytes: n(3),
+				RxErrors: n(4), TxErrors: n(5), RxDropped: n(6), TxDropped: n(7),
+			})
 		}
-		n := func(i int) uint64 { return native.Uint64(l.stats[8*i:]) }
-		out = append(out, &agentpb.NetworkStats{
-			Name: l.name, RxPackets: n(0), TxPackets: n(1), RxBytes: n(2), TxBytes: n(3),
-			RxErrors: n(4), TxErrors: n(5), RxDropped: n(6), TxDropped: n(7),
-		})
-	}
-	return out, nil
+		return nil
+	})
+	return out, err
 }

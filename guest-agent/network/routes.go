@@ -95,36 +95,32 @@ func parseRoute(b []byte) (route, bool) {
 }
 
 // UpdateRoutes replaces the routes of the main table by want, and returns the
-// table. Routes of loopback and those the kernel made for addresses stay.
-func (c Config) UpdateRoutes(want []*typespb.Route) ([]*typespb.Route, error) {
-	nl, err := open()
-	if err != nil {
-		return nil, err
-	}
-	defer nl.close()
-	ls, err := nl.links()
-	if err != nil {
-		return nil, err
-	}
-	var add []route
-	for i, w := range want {
-		r, err := fromWire(w, ls)
-		if err != nil {
-			return nil, fmt.Errorf("route %d: %w", i, err)
+// table. Routes of loopback and those the kernel made for addresses stay, and one
+// that is wanted still is not taken away meanwhile.
+func (c Config) UpdateRoutes(want []*typespb.Route) (out []*typespb.Route, err error) {
+	err = withLinks(func(nl *conn, ls []link) error {
+		var add []route
+		for i, w := range want {
+			r, err := fromWire(w, ls)
+			if err != nil {
+				return fmt.Errorf("route %d: %w", i, err)
+			}
+			add = append(add, r)
 		}
-		add = append(add, r)
-	}
-	// A gateway must be reachable before it is named.
-	slices.SortStableFunc(add, func(a, b route) int { return rank(a) - rank(b) })
-	if err := nl.clearRoutes(ls); err != nil {
-		return nil, err
-	}
-	for _, r := range add {
-		if _, err := nl.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, r.message()); err != nil {
-			return nil, fmt.Errorf("add route to %s by %v: %w", destText(r), r.gateway, err)
+		// A gateway must be reachable before it is named.
+		slices.SortStableFunc(add, func(a, b route) int { return rank(a) - rank(b) })
+		for _, r := range add {
+			if _, err := nl.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, r.message()); err != nil {
+				return fmt.Errorf("add route to %s by %v: %w", destText(r), r.gateway, err)
+			}
 		}
-	}
-	return nl.listRoutes(ls)
+		if err := nl.clearRoutes(ls, add); err != nil {
+			return err
+		}
+		out, err = nl.listRoutes(ls)
+		return err
+	})
+	return out, err
 }
 
 func rank(r route) int {
@@ -134,14 +130,16 @@ func rank(r route) int {
 	return 0
 }
 
-func (c *conn) clearRoutes(ls []link) error {
+// clearRoutes removes what is not among keep.
+func (c *conn) clearRoutes(ls []link, keep []route) error {
 	old, err := c.routes()
 	if err != nil {
 		return err
 	}
 	for _, r := range old {
 		i := slices.IndexFunc(ls, func(l link) bool { return l.index == r.oif })
-		if r.proto == unix.RTPROT_KERNEL || i < 0 || ls[i].flags&unix.IFF_LOOPBACK != 0 {
+		if r.proto == unix.RTPROT_KERNEL || i < 0 || ls[i].flags&unix.IFF_LOOPBACK != 0 ||
+			slices.ContainsFunc(keep, func(k route) bool { return k.is(r) }) {
 			continue
 		}
 		// ESRCH: it went with another one.
@@ -152,17 +150,22 @@ func (c *conn) clearRoutes(ls []link) error {
 	return nil
 }
 
+// is tells whether the kernel's route r is the wanted one.
+func (want route) is(r route) bool {
+	return want.family == r.family && want.dst == r.dst && want.gateway == r.gateway && want.oif == r.oif &&
+		(want.source == r.source || !want.source.IsValid()) && want.mtu == r.mtu
+}
+
 func fromWire(w *typespb.Route, ls []link) (route, error) {
 	r := route{family: unix.AF_INET, scope: byte(w.Scope), proto: unix.RTPROT_STATIC, flags: w.Flags, mtu: w.Mtu}
 	if w.Family == typespb.IPFamily_v6 {
 		r.family = unix.AF_INET6
 	}
-	i := slices.IndexFunc(ls, func(l link) bool { return l.name == w.Device })
-	if i < 0 {
-		return r, fault.New(fault.NotFound, "device %q: no such interface", w.Device)
+	l, err := byName(ls, w.Device)
+	if err != nil {
+		return r, err
 	}
-	r.oif = ls[i].index
-	var err error
+	r.oif = l.index
 	if w.Dest != "" && w.Dest != "default" {
 		if r.dst, err = netip.ParsePrefix(w.Dest); err != nil {
 			ip, aerr := netip.ParseAddr(w.Dest)
@@ -232,40 +235,28 @@ func (c *conn) listRoutes(ls []link) ([]*typespb.Route, error) {
 }
 
 // ListRoutes returns the main table.
-func (c Config) ListRoutes() ([]*typespb.Route, error) {
-	nl, err := open()
-	if err != nil {
-		return nil, err
-	}
-	defer nl.close()
-	ls, err := nl.links()
-	if err != nil {
-		return nil, err
-	}
-	return nl.listRoutes(ls)
+func (c Config) ListRoutes() (out []*typespb.Route, err error) {
+	err = withLinks(func(nl *conn, ls []link) error {
+		out, err = nl.listRoutes(ls)
+		return err
+	})
+	return out, err
 }
 
 // AddNeighbors adds entries to the neighbour tables, replacing what they had.
 func (c Config) AddNeighbors(want []*typespb.ARPNeighbor) error {
-	nl, err := open()
-	if err != nil {
-		return err
-	}
-	defer nl.close()
-	ls, err := nl.links()
-	if err != nil {
-		return err
-	}
-	for i, w := range want {
-		msg, err := neighMsg(w, ls)
-		if err != nil {
-			return fmt.Errorf("neighbour %d: %w", i, err)
+	return withLinks(func(nl *conn, ls []link) error {
+		for i, w := range want {
+			msg, err := neighMsg(w, ls)
+			if err != nil {
+				return fmt.Errorf("neighbour %d: %w", i, err)
+			}
+			if _, err := nl.do(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, msg); err != nil {
+				return fmt.Errorf("neighbour %d, %s: %w", i, w.GetToIPAddress().GetAddress(), err)
+			}
 		}
-		if _, err := nl.do(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, msg); err != nil {
-			return fmt.Errorf("neighbour %d, %s: %w", i, w.GetToIPAddress().GetAddress(), err)
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // neighMsg is a struct ndmsg with its attributes.
@@ -278,9 +269,9 @@ func neighMsg(w *typespb.ARPNeighbor, ls []link) ([]byte, error) {
 	if err != nil {
 		return nil, fault.New(fault.InvalidArgument, "lladdr: %w", err)
 	}
-	i := slices.IndexFunc(ls, func(l link) bool { return l.name == w.Device })
-	if i < 0 {
-		return nil, fault.New(fault.NotFound, "device %q: no such interface", w.Device)
+	l, err := byName(ls, w.Device)
+	if err != nil {
+		return nil, err
 	}
 	fam := byte(unix.AF_INET)
 	if ip.Is6() {
@@ -291,7 +282,7 @@ func neighMsg(w *typespb.ARPNeighbor, ls []link) ([]byte, error) {
 		state = unix.NUD_PERMANENT
 	}
 	b := []byte{fam, 0, 0, 0}
-	b = native.AppendUint32(b, uint32(ls[i].index))
+	b = native.AppendUint32(b, uint32(l.index))
 	b = native.AppendUint16(b, state)
 	b = append(b, byte(w.Flags), 0)
 	b = attr(b, unix.NDA_DST, ip.AsSlice())

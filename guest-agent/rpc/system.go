@@ -194,7 +194,7 @@ func (s *Service) tool(ctx context.Context, name string, data []byte) ([]byte, e
 		}
 	}
 	if path == "" {
-		return nil, fault.New(fault.FailedPrecondition, "the guest image has no %s", name)
+		return nil, fault.New(fault.Unimplemented, "the guest image has no %s: add it to the image", name)
 	}
 	// Files, not pipes: nothing here has to be read and written at the same time.
 	in, err := tempFile(data)

@@ -63,6 +63,11 @@ type QEMU struct {
 	Vsock       string `toml:"vsock" default:"auto" enum:"auto,vhost,vhost-user" doc:"The channel to the guest. vhost: the host kernel's (/dev/vhost-vsock). vhost-user: a device inside the shim that needs no kernel module. auto: vhost when its device opens."`
 	Rootless    bool   `toml:"rootless" default:"true" annotation:"=" doc:"Run the VMM as an unprivileged user of the pod's own."`
 
+	DisableVhostNet      bool `toml:"disable_vhost_net" default:"false" annotation:"=" doc:"Let the VMM itself serve network devices, also on a host that has /dev/vhost-net."`
+	NetworkQueues        int  `toml:"network_queues" default:"0" min:"0" max:"16" doc:"Queue pairs of each network device. 0 means as many as vCPUs at boot, at most 16."`
+	RxRateLimiterMaxRate int  `toml:"rx_rate_limiter_max_rate" default:"0" min:"0" max:"1000000000000" annotation:"=" doc:"The most that each network device receives, in bits per second. 0 means no limit. Needs internetworking_model = \"tcfilter\"."`
+	TxRateLimiterMaxRate int  `toml:"tx_rate_limiter_max_rate" default:"0" min:"0" max:"1000000000000" annotation:"=" doc:"The most that each network device sends, in bits per second. 0 means no limit. Needs internetworking_model = \"tcfilter\"."`
+
 	EnableAnnotations        []string `toml:"enable_annotations" default:"[]" doc:"Which io.katacontainers.config.* pod annotations are allowed: regular expressions that must match the whole of an annotation's last part, for example [\"default_vcpus\", \"default_memory\", \"kernel_params\"]. Empty refuses all."`
 	ValidHypervisorPaths     []string `toml:"valid_hypervisor_paths" default:"[]" doc:"Globs, one of which the path annotation must match. Empty refuses that annotation."`
 	ValidVirtioFSDaemonPaths []string `toml:"valid_virtio_fs_daemon_paths" default:"[]" doc:"Globs, one of which the virtio_fs_daemon annotation must match. Empty refuses that annotation."`

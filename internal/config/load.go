@@ -197,6 +197,12 @@ func (c *Config) validate() error {
 		return c.wrong("default_maxvcpus", fmt.Sprintf("is %d, less than default_vcpus = %d", q.DefaultMaxVCPUs, q.DefaultVCPUs))
 	case c.Runtime.StateDir == "":
 		return fmt.Errorf("%s: [runtime] state_dir must name a directory", c.Origin("runtime.state_dir"))
+	case (q.RxRateLimiterMaxRate > 0 || q.TxRateLimiterMaxRate > 0) && c.Runtime.InternetworkingModel != "tcfilter":
+		key := "rx_rate_limiter_max_rate"
+		if q.RxRateLimiterMaxRate == 0 {
+			key = "tx_rate_limiter_max_rate"
+		}
+		return c.wrong(key, fmt.Sprintf("needs internetworking_model = \"tcfilter\", not %q", c.Runtime.InternetworkingModel))
 	case c.Runtime.DisableNewNetNS && c.Runtime.InternetworkingModel != "none":
 		return fmt.Errorf("%s: [runtime] disable_new_netns needs internetworking_model = \"none\", not %q",
 			c.Origin("runtime.disable_new_netns"), c.Runtime.InternetworkingModel)

@@ -21,6 +21,8 @@ const (
 	KindIngress Kind = "ingress"
 	// KindFilter is one tc filter (Priority, Parent) of the device Name in NetNS.
 	KindFilter Kind = "filter"
+	// KindQdisc is the root qdisc with the handle Parent of the device Name in NetNS.
+	KindQdisc Kind = "qdisc"
 	// KindCgroup is a cgroup directory, v1 or v2: members are killed, then it
 	// and everything below is removed.
 	KindCgroup Kind = "cgroup"
@@ -53,7 +55,7 @@ type Entry struct {
 	NetNS string `json:"netns,omitempty"`
 	// Backing file of a loop device.
 	Backing string `json:"backing,omitempty"`
-	// Priority and Parent of a tc filter.
+	// Priority and Parent of a tc filter; Parent is also the handle of a qdisc.
 	Priority uint16 `json:"priority,omitempty"`
 	Parent   uint32 `json:"parent,omitempty"`
 }
@@ -80,6 +82,11 @@ func Ingress(netns, link string) Entry { return Entry{Kind: KindIngress, NetNS: 
 // ingress qdisc), for a device whose qdisc belongs to somebody else.
 func Filter(netns, link string, parent uint32, priority uint16) Entry {
 	return Entry{Kind: KindFilter, NetNS: netns, Name: link, Parent: parent, Priority: priority}
+}
+
+// Qdisc is the root qdisc of a device, if it still has this handle.
+func Qdisc(netns, link string, handle uint32) Entry {
+	return Entry{Kind: KindQdisc, NetNS: netns, Name: link, Parent: handle}
 }
 
 // Cgroup is a cgroup directory that the sandbox alone uses: everything in it is killed.
@@ -138,7 +145,7 @@ func (e Entry) check() error {
 		if e.PID <= 1 || e.Start == 0 {
 			return fmt.Errorf("ledger: entry %s: pid must be above 1 and the start time known", e)
 		}
-	case KindLink, KindIngress, KindFilter:
+	case KindLink, KindIngress, KindFilter, KindQdisc:
 		if e.Name == "" || e.Name == "lo" || (e.NetNS != "" && !filepath.IsAbs(e.NetNS)) {
 			return fmt.Errorf("ledger: entry %s: needs a device name and an absolute namespace path", e)
 		}

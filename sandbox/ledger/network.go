@@ -96,6 +96,24 @@ func removeFilter(e Entry) error {
 	})
 }
 
+func removeQdisc(e Entry) error {
+	return withLink(e, func(h *netlink.Handle, l netlink.Link) error {
+		qdiscs, err := h.QdiscList(l)
+		if err != nil {
+			return fmt.Errorf("list qdiscs: %w", err)
+		}
+		for _, q := range qdiscs {
+			if q.Attrs().Parent != netlink.HANDLE_ROOT || q.Attrs().Handle != e.Parent {
+				continue
+			}
+			if err := h.QdiscDel(q); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("delete root qdisc: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
 // removeNetNS unbinds a namespace. It lives on while processes are in it; those
 // have entries of their own.
 func removeNetNS(path string) error {

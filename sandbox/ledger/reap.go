@@ -124,7 +124,7 @@ func (e Entry) onDisk() bool {
 	switch e.Kind {
 	case KindFile, KindSocket, KindDir:
 		return true
-	case KindProcess, KindLink, KindIngress, KindFilter, KindCgroup, KindCgroupParent, KindMount, KindNetNS, KindLoop:
+	case KindProcess, KindLink, KindIngress, KindFilter, KindQdisc, KindCgroup, KindCgroupParent, KindMount, KindNetNS, KindLoop:
 		return false
 	}
 	return true // unknown: undo reports it

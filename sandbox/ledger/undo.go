@@ -20,7 +20,7 @@ var errUnknownKind = errors.New("this build does not know the kind; reap it with
 // undo removes what e names. What does not exist (any more) is done.
 func undo(ctx context.Context, e Entry) error {
 	switch e.Kind {
-	case KindProcess, KindLink, KindIngress, KindFilter, KindCgroup, KindCgroupParent, KindMount, KindNetNS, KindLoop, KindFile, KindSocket, KindDir:
+	case KindProcess, KindLink, KindIngress, KindFilter, KindQdisc, KindCgroup, KindCgroupParent, KindMount, KindNetNS, KindLoop, KindFile, KindSocket, KindDir:
 		if err := e.check(); err != nil {
 			return err
 		}
@@ -35,6 +35,8 @@ func undo(ctx context.Context, e Entry) error {
 		return removeIngress(e)
 	case KindFilter:
 		return removeFilter(e)
+	case KindQdisc:
+		return removeQdisc(e)
 	case KindCgroup:
 		return RemoveCgroup(ctx, e.Path)
 	case KindCgroupParent:

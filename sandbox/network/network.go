@@ -26,6 +26,9 @@ type Options struct {
 	Queues int
 	// NoVhost keeps the VMM from using the kernel's vhost-net.
 	NoVhost bool
+	// RxRate and TxRate limit what each device receives and sends, in bits per
+	// second; 0 is no limit. For the model TCFilter only.
+	RxRate, TxRate uint64
 	// Required refuses a namespace without any device: the caller says that a
 	// network was set up in it.
 	Required bool

@@ -127,6 +127,9 @@ func (e *endpoint) connectTap() error {
 	if err != nil {
 		return fmt.Errorf("network device %s: %w", e.Link.Name, err)
 	}
+	if err := e.limitRates(tap, device); err != nil {
+		return err
+	}
 	if err := e.redirect(tap, device, true); err != nil {
 		return err
 	}
