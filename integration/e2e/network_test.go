@@ -87,17 +87,18 @@ func TestNetworkVeth(t *testing.T) {
 	before := pod.State()
 	b.start("net", withNetNS(pod), "sleep", "1000")
 
-	b.greeted("net", "198.51.100.1", "10.77.0.2")
-	b.greeted("net", "203.0.113.1", "10.78.0.2")
-	b.greeted("net", "2001:db8:78::1", "2001:db8:77::2")
-	b.shell("net", "ping -c 1 -W 5 10.77.0.1 >&2")
 	outside.Exec("busybox", "ping", "-c", "1", "-W", "5", "10.77.0.2")
 	outside.Exec("busybox", "ping", "-c", "1", "-W", "5", "2001:db8:77::2")
-	b.same("net", "cat /sys/class/net/eth0/mtu", "1400")
-	b.same("net", "cat /sys/class/net/eth0/address", pod.Exec("cat", "/sys/class/net/eth0/address"))
-	b.same("net", "ls /sys/class/net | sort | xargs", "eth0 lo net1")
-	b.same("net", "ip neigh | grep -c PERMANENT", "2")
-	b.same("net", "ping -c 1 -W 5 127.0.0.1 >/dev/null && ping -c 1 -W 5 ::1 >/dev/null; echo $?", "0")
+	b.same("net", strings.Join([]string{ // one exec for all: each has its price
+		"for s in 198.51.100.1 203.0.113.1 2001:db8:78::1; do nc -w 10 $s 80 </dev/null; done",
+		"ping -c 1 -W 5 10.77.0.1 >/dev/null && ping -c 1 -W 5 127.0.0.1 >/dev/null && ping -c 1 -W 5 ::1 >/dev/null && echo pings",
+		"cat /sys/class/net/eth0/mtu /sys/class/net/eth0/address",
+		"ls /sys/class/net | sort | xargs",
+		"ip neigh | grep -c PERMANENT",
+	}, "\n"), strings.Join([]string{
+		"hello 10.77.0.2", "hello 10.78.0.2", "hello 2001:db8:77::2", "pings",
+		"1400", strings.TrimSpace(pod.Exec("cat", "/sys/class/net/eth0/address")), "eth0 lo net1", "2",
+	}, "\n"))
 
 	// What changes while the pod runs.
 	pod.Veth("net2", outside, "host2")
@@ -117,9 +118,7 @@ func TestNetworkVeth(t *testing.T) {
 	pod.IP("addr", "del", "10.77.0.3/24", "dev", "eth0")
 
 	b.remove("net")
-	if after := pod.State(); after != before {
-		t.Errorf("the namespace is not as it was:\n%s\nbefore:\n%s", after, before)
-	}
+	b.unchanged(pod, before)
 }
 
 // same checks the output of a command in the container.

@@ -88,6 +88,7 @@ func removeFilter(e Entry) error {
 			if f.Attrs().Priority != e.Priority {
 				continue
 			}
+			f.Attrs().Handle = 0 // the whole priority: a u32 filter alone leaves its hash table
 			if err := h.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) {
 				return fmt.Errorf("delete filter: %w", err)
 			}

@@ -39,7 +39,7 @@ func (e *endpoint) redirect(from, to netlink.Link, ours bool) error {
 	}
 	if others {
 		f.Parent = netlink.HANDLE_MIN_INGRESS // of an ingress qdisc as well as of a clsact
-		return e.net.acquire(&e.undo, ledger.Filter(e.net.ledgerNS, name, f.Parent, redirectPriority), add, func() error { return e.delFilter(from) })
+		return e.net.acquire(&e.undo, ledger.Filter(e.net.ledgerNS, name, f.Parent, redirectPriority), add, func() error { return gone(nl.FilterDel(f)) })
 	}
 	q := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: f.LinkIndex, Parent: netlink.HANDLE_INGRESS, Handle: f.Parent}}
 	addQdisc := func() error {
@@ -70,20 +70,6 @@ func (e *endpoint) hasIngress(l netlink.Link) (bool, error) {
 		}
 	}
 	return false, nil
-}
-
-func (e *endpoint) delFilter(l netlink.Link) error {
-	filters, err := e.net.ns.nl.FilterList(l, netlink.HANDLE_MIN_INGRESS)
-	if err != nil {
-		return gone(err)
-	}
-	var errs []error
-	for _, f := range filters {
-		if f.Attrs().Priority == redirectPriority {
-			errs = append(errs, gone(e.net.ns.nl.FilterDel(f)))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // gone makes the undoing of what does not exist any more a success.
