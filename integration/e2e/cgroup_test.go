@@ -154,3 +154,46 @@ func TestHostOutOfMemory(t *testing.T) {
 		t.Error("the machine's end does not name the host's want of memory")
 	}
 }
+
+// TestHostCgroupSplit: with sandbox_cgroup_only = false only the vCPUs' threads are
+// in the pod's cgroup.
+func TestHostCgroupSplit(t *testing.T) {
+	if h, err := cgroup.Detect(); err != nil || h.V2 != nil {
+		t.Logf("version 1 alone can do that; sandbox/cgroup tests the refusal (%v)", err)
+		return
+	}
+	o := labOptions(t)
+	o.Kata.Set = map[string]string{"runtime.sandbox_cgroup_only": "false"}
+	b := newOwnBox(t, o)
+	s := newSpec(t, "sleep", "100000")
+	s.Linux.CgroupsPath = fmt.Sprintf("/kata-e2e-%d/split", os.Getpid())
+	b.startSpec("split", s)
+	f := b.family("split")
+	h, err := cgroup.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := h.Plan(cgroup.Request{Pod: "split", Path: s.Linux.CgroupsPath, Split: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range p.Overhead {
+		in := inGroup(t, d.Path)
+		for what, pid := range map[string]int{"shim": f.shim, "QEMU": f.vmm, "virtiofsd": f.daemon} {
+			if !in[pid] {
+				t.Errorf("%s (%d) is not in %s: %v", what, pid, d.Path, in)
+			}
+		}
+	}
+	for _, d := range p.Dirs {
+		data, err := os.ReadFile(filepath.Join(d.Path, "tasks"))
+		tids := strings.Fields(string(data))
+		if err != nil || len(tids) != 1 {
+			t.Errorf("%s: threads %v, %v; want that of the one vCPU", d.Path, tids, err)
+			continue
+		}
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d/task/%s", f.vmm, tids[0])); err != nil {
+			t.Errorf("%s: thread %s is not QEMU's: %v", d.Path, tids[0], err)
+		}
+	}
+}

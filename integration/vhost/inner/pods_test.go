@@ -270,8 +270,13 @@ func (b box) cgroups(pods ...pod) {
 	for _, p := range pods {
 		for name, pid := range map[string]int{"shim": p.shim, "QEMU": p.vmm} {
 			data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-			if err != nil || !bytes.HasPrefix(data, []byte("0::/")) {
-				b.Errorf("cgroup of the %s of pod %s: %q, %v; want one of the unified hierarchy", name, p.id, data, err)
+			group := string(bytes.TrimPrefix(bytes.TrimSpace(data), []byte("0::")))
+			if err != nil || !strings.HasSuffix(group, "/kata_"+p.id) {
+				b.Errorf("cgroup of the %s of pod %s: %q, %v; want the pod's in the unified hierarchy", name, p.id, data, err)
+			}
+			// Handed down from the root: the machine is counted, and a limit would hold.
+			if _, err := os.Stat(filepath.Join("/sys/fs/cgroup", group, "memory.events")); err != nil {
+				b.Error(err)
 			}
 			b.Logf("pod %s: the %s is in cgroup %s", p.id, name, bytes.TrimSpace(data))
 		}
