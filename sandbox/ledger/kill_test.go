@@ -564,3 +564,24 @@ func TestFilter(t *testing.T) {
 		}
 	}
 }
+
+// A parent goes when nothing is in it, and only then.
+func TestCgroupParent(t *testing.T) {
+	for _, dir := range cgroupDirs("kp" + itoa(os.Getpid())) {
+		if err := os.MkdirAll(dir+"/pod", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, there := range []bool{true, false, false} {
+			if err := undo(t.Context(), CgroupParent(dir)); err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Stat(dir); (err == nil) != there {
+				t.Errorf("%s: %v; want it there: %v", dir, err, there)
+			}
+			os.Remove(dir + "/pod")
+		}
+	}
+	if err := undo(t.Context(), CgroupParent(t.TempDir())); err == nil || !strings.Contains(err.Error(), "another file system") {
+		t.Errorf("no cgroup: %v", err)
+	}
+}
