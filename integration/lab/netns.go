@@ -62,23 +62,44 @@ func (n *NetNS) Addr(device, addr string) {
 }
 
 // Listen opens a TCP listener in the namespace, closed at the test's end.
-func (n *NetNS) Listen(addr string) net.Listener {
+func (n *NetNS) Listen(addr string) (l net.Listener) {
 	n.tb.Helper()
-	t := spawn.NewThread()
-	defer t.Close()
-	if err := t.EnterNetNS(n.Path); err != nil {
-		n.tb.Fatal(err)
-	}
-	var l net.Listener
-	err := t.Do(func() (err error) {
+	n.do(func() (err error) {
 		l, err = net.Listen("tcp", addr)
 		return err
 	})
+	n.tb.Cleanup(func() { l.Close() })
+	return l
+}
+
+// Dial opens a TCP connection from the namespace to a numeric address, closed at the test's end.
+func (n *NetNS) Dial(addr string) (c net.Conn) {
+	n.tb.Helper()
+	a, err := net.ResolveTCPAddr("tcp", addr)
 	if err != nil {
 		n.tb.Fatal(err)
 	}
-	n.tb.Cleanup(func() { l.Close() })
-	return l
+	// One address only: several would be dialled by goroutines on other threads.
+	n.do(func() (err error) {
+		c, err = net.DialTCP("tcp", nil, a)
+		return err
+	})
+	n.tb.Cleanup(func() { c.Close() })
+	return c
+}
+
+// do runs f on a thread in the namespace.
+func (n *NetNS) do(f func() error) {
+	n.tb.Helper()
+	t := spawn.NewThread()
+	defer t.Close()
+	err := t.EnterNetNS(n.Path)
+	if err == nil {
+		err = t.Do(f)
+	}
+	if err != nil {
+		n.tb.Fatal(err)
+	}
 }
 
 // State describes the namespace's devices, addresses, routes and traffic control,
@@ -92,9 +113,12 @@ func (n *NetNS) State() string {
 
 func runIP(tb testing.TB, args ...string) string {
 	tb.Helper()
-	out, err := exec.Command("ip", args...).CombinedOutput()
+	var stderr strings.Builder
+	cmd := exec.Command("ip", args...)
+	cmd.Stderr = &stderr // it has something to say now and then when it succeeds, too
+	out, err := cmd.Output()
 	if err != nil {
-		tb.Fatal(fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, out))
+		tb.Fatal(fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, stderr.String()))
 	}
 	return string(out)
 }

@@ -39,6 +39,8 @@ func newPlace(t *testing.T) place {
 	for _, n := range []string{p.pod, p.outside} {
 		p.run("ip", "netns", "add", n)
 		t.Cleanup(func() { p.run("ip", "netns", "del", n) })
+		// Silent: what the kernel sends and gives itself is not part of the test.
+		p.run("ip", "netns", "exec", n, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
 	}
 	var err error
 	if p.ledger, err = ledger.Create(p.root, "key", ledger.Meta{Sandbox: "pod"}); err != nil {
@@ -49,9 +51,12 @@ func newPlace(t *testing.T) place {
 
 func (p place) run(args ...string) string {
 	p.t.Helper()
-	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	var stderr strings.Builder
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stderr = &stderr // ip has something to say now and then when it succeeds, too
+	out, err := cmd.Output()
 	if err != nil {
-		p.t.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
+		p.t.Fatalf("%s: %v: %s", strings.Join(args, " "), err, stderr.String())
 	}
 	return string(out)
 }
@@ -70,9 +75,6 @@ func (p place) tc(args ...string) string {
 func (p place) veth(name string, addrs ...string) {
 	p.t.Helper()
 	p.ip("link", "add", name, "type", "veth", "peer", "name", name, "netns", p.outside)
-	// Silent: what the kernel sends by itself is not part of the test.
-	p.run("ip", "netns", "exec", p.outside, "sysctl", "-qw", "net.ipv6.conf."+name+".disable_ipv6=1")
-	p.run("ip", "netns", "exec", p.pod, "sysctl", "-qw", "net.ipv6.conf."+name+".disable_ipv6=1")
 	p.run("ip", "-n", p.outside, "link", "set", name, "up")
 	p.ip("link", "set", name, "up")
 	for _, a := range addrs {
