@@ -105,8 +105,8 @@ func (k *Kernel) GuestCID() uint32 { return k.cid }
 // Dial implements Device. The kernel has no event for "the guest's driver is
 // up", so that the wait for it has to try again:
 //
-//   - ETIMEDOUT: no driver took the request within the kernel's 2 s; it is made
-//     again at once, since a request that waits is handed to the driver when it comes up.
+//   - ETIMEDOUT: no driver took the request within the kernel's 2 s. While one
+//     waits, the driver gets it as soon as it comes up.
 //   - ENODEV, EHOSTUNREACH: kernels that do not let a request wait say so at once, hence the back-off.
 //   - ECONNRESET: the guest has answered that nobody listens: ECONNREFUSED here.
 func (k *Kernel) Dial(ctx context.Context, port uint32) (net.Conn, error) {

@@ -15,7 +15,7 @@ import (
 )
 
 // stepTimeout bounds what boots a guest or talks to one: emulation in emulation.
-const stepTimeout = 10 * time.Minute
+const stepTimeout = 15 * time.Minute
 
 func TestMain(m *testing.M) {
 	if os.Getenv(Env) == "" {

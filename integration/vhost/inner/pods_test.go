@@ -287,10 +287,11 @@ func (b box) cgroups(pods ...pod) {
 func (b box) metrics(pods ...pod) {
 	for _, p := range pods {
 		out := b.mustCtr("tasks", "metrics", p.id)
-		if !strings.Contains(out, "memory.usage_in_bytes") && !strings.Contains(out, "memory.usage") {
+		if !strings.Contains(out, "memory.usage ") || !strings.Contains(out, "cpu.usage_usec ") {
 			b.Errorf("metrics of %s: %q", p.id, out)
 		}
-		b.Logf("pod %s: metrics %v", p.id, strings.Fields(out))
+		_, values, _ := strings.Cut(out, "VALUE")
+		b.Logf("pod %s: metrics %s", p.id, strings.Join(strings.Fields(values), " "))
 	}
 }
 

@@ -116,6 +116,13 @@ func mountRest() error {
 			return fmt.Errorf("mount %s: %w", m.target, err)
 		}
 	}
+	// As ip(8) makes it on first use, so that it is there before the tests look at
+	// what they leave behind.
+	const netns = "/run/netns"
+	err := errors.Join(os.Mkdir(netns, 0o755), unix.Mount(netns, netns, "", unix.MS_BIND, ""), unix.Mount("", netns, "", unix.MS_SHARED|unix.MS_REC, ""))
+	if err != nil {
+		return fmt.Errorf("%s: %w", netns, err)
+	}
 	if err := os.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", []byte("+cpu +cpuset +io +memory +pids"), 0o644); err != nil {
 		return fmt.Errorf("cgroup controllers: %w", err)
 	}
