@@ -252,6 +252,14 @@ func (s *Sandbox) Container(id string) (*Container, error) {
 	return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
 }
 
+// Idle tells whether no container is left and nobody prepared the pod, so that
+// nothing is lost with it.
+func (s *Sandbox) Idle() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.containers) == 0 && s.pod == nil
+}
+
 // Empty tells whether no container is left.
 func (s *Sandbox) Empty() bool {
 	s.mu.Lock()

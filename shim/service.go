@@ -4,6 +4,7 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -189,6 +190,17 @@ func (p *procState) finishIO(ctx context.Context, log *slog.Logger) {
 		log.Warn("output was cut", "exec", p.id, "error", err)
 	}
 	io.close()
+}
+
+// endIfAbandoned ends the daemon when containerd's connection closed while it made
+// the pod's first container: nobody may ever ask for its end. (After a restart,
+// containerd 1.6 keeps such a shim for ever; later ones end it, and find it gone.)
+func (s *service) endIfAbandoned(ctx context.Context) {
+	if !errors.Is(ctx.Err(), context.Canceled) || !s.sb.Idle() {
+		return
+	}
+	s.log.Info("ending: containerd went away before there was a container")
+	s.once.Do(func() { close(s.done) })
 }
 
 // close ends what the service holds once the sandbox has ended.

@@ -27,7 +27,12 @@ import (
 var empty = &emptypb.Empty{}
 
 // Create makes a container, and the machine with the first one.
-func (s *service) Create(ctx context.Context, r *taskpb.CreateRequest) (*taskpb.CreateResponse, error) {
+func (s *service) Create(ctx context.Context, r *taskpb.CreateRequest) (_ *taskpb.CreateResponse, err error) {
+	defer func() {
+		if err != nil {
+			s.endIfAbandoned(ctx)
+		}
+	}()
 	if r.Checkpoint != "" {
 		return nil, fmt.Errorf("checkpoint: restoring a task is not implemented: %w", errdefs.ErrNotImplemented)
 	}

@@ -21,6 +21,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/kata-v2/kata/protocols/taskpb"
 	"github.com/kata-v2/kata/sandbox/agentclient/agenttest"
 )
 
@@ -381,5 +382,29 @@ func TestWaitIsBoundedByItsCaller(t *testing.T) {
 	}
 	if s := p.state("c1", ""); s.Status != tasktypes.Status_CREATED {
 		t.Errorf("state %v", s)
+	}
+}
+
+// A daemon without a container that lost its containerd ends; one that was told
+// of an error stays for containerd to end it.
+func TestAbandonedCreate(t *testing.T) {
+	p := newPod(t)
+	ctx, cancel := context.WithCancel(bounded(t))
+	if _, err := p.svc.Create(ctx, &taskpb.CreateRequest{Id: "c1", Bundle: t.TempDir()}); err == nil {
+		t.Fatal("a bundle without a specification is accepted")
+	}
+	select {
+	case <-p.svc.done:
+		t.Fatal("the daemon ends after an ordinary error")
+	default:
+	}
+	cancel()
+	if _, err := p.svc.Create(ctx, &taskpb.CreateRequest{Id: "c1", Bundle: p.bundle("c1", "sleep")}); err == nil {
+		t.Fatal("Create succeeds for nobody")
+	}
+	select {
+	case <-p.svc.done:
+	case <-bounded(t).Done():
+		t.Error("the daemon does not end")
 	}
 }

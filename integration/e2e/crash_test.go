@@ -144,44 +144,6 @@ func TestSIGKILL(t *testing.T) {
 	}
 }
 
-// TestContainerdRestart: a pod lives on without containerd. The new one finds
-// its task and can exec; an exit that happened meanwhile is not lost.
-func TestContainerdRestart(t *testing.T) {
-	b := newOwnBox(t, labOptions(t))
-	dir := t.TempDir()
-	b.startSpec("stays", newSpec(t, "sleep", "1000").group("stays"))
-	b.startSpec("ends", newSpec(t, "sh", "-c", "while ! test -e /d/go; do sleep 0.1; done; echo done >/d/done; exit 3").group("stays").mount("bind", dir, "/d", "rbind", "rw"))
-	boot := b.bootID("stays")
-	if err := b.c.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	writeFile(t, "", dir, "go")
-	b.awaitFile(filepath.Join(dir, "done"), "done")
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	if err := b.c.Restart(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if got := b.bootID("stays"); got != boot {
-		t.Errorf("after the restart the container runs in boot %s, before in %s", got, boot)
-	}
-	table := b.ok("tasks", "ls")
-	if stateOf(table, "stays") != "RUNNING" || stateOf(table, "ends") != "STOPPED" {
-		t.Errorf("after the restart:\n%s", table)
-	}
-	// (containerd forgets a task that lists no processes when it starts.)
-	if r := b.ctr("tasks", "rm", "ends"); !strings.Contains(r.Stderr, "exit code 3") {
-		t.Errorf("removal of the task that ended meanwhile: %+v; want its status 3", r)
-	}
-	b.ok("containers", "rm", "ends")
-	// An orderly restart too.
-	if err := b.c.Restart(ctx); err != nil {
-		t.Fatal(err)
-	}
-	b.want(b.exec("stays", "echo", "alive"), 0, "alive\n")
-	b.remove("stays")
-}
-
 // TestRustVirtiofsd: the other daemon serves the same.
 func TestRustVirtiofsd(t *testing.T) {
 	b := newBox(t)

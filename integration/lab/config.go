@@ -70,7 +70,7 @@ func (c *Containerd) config() string {
 	fmt.Fprintf(&b, "disabled_plugins = [%s]\n", quoted(off))
 	b.WriteString(r.extra)
 	fmt.Fprintf(&b, "[grpc]\n  address = %q\n", c.Address)
-	b.WriteString("[debug]\n  level = \"debug\"\n")
+	fmt.Fprintf(&b, "[debug]\n  level = %q\n", c.opts.LogLevel)
 	b.WriteString(c.opts.ExtraConfig)
 	return b.String()
 }

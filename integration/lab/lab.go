@@ -30,6 +30,8 @@ type Options struct {
 	ConfigFile string
 	// Env is added to the daemon's environment as KEY=value, and so to the shims'.
 	Env []string
+	// LogLevel is the daemon's, such as "trace"; empty means "debug".
+	LogLevel string
 	// Log gets every line that the daemon and the shims log, when set.
 	Log io.Writer
 	// Namespace is where Ctr works; empty means "default".
@@ -83,6 +85,9 @@ func prepare(o Options) (*Containerd, error) {
 	}
 	if o.CRI && len(r.cri) == 0 {
 		return nil, fmt.Errorf("lab: CRI: the lab's containerd %s is built without it", o.Version)
+	}
+	if o.LogLevel == "" {
+		o.LogLevel = "debug"
 	}
 	if o.Namespace == "" {
 		o.Namespace = "default"
@@ -162,6 +167,15 @@ func (c *Containerd) Kill() error {
 		return errors.New("lab: kill: no daemon runs")
 	}
 	return d.kill()
+}
+
+// Terminate ends the daemon in the orderly way and waits until it is gone. Shims live on.
+func (c *Containerd) Terminate() error {
+	d := c.takeDaemon()
+	if d == nil {
+		return errors.New("lab: terminate: no daemon runs")
+	}
+	return d.terminate(c.stopGrace)
 }
 
 // Restart ends a running daemon in the orderly way and starts a new one on the

@@ -29,6 +29,8 @@ var (
 	ErrBusy = errors.New("the sandbox is being reaped by another process")
 	// ErrExists: there is a ledger already, of a live sandbox or one to reap first.
 	ErrExists = errors.New("the sandbox has a ledger already")
+	// ErrNewer: a newer build wrote the ledger in a format that this one does not know.
+	ErrNewer = errors.New("a newer build wrote this ledger")
 	// ErrNotEmpty: Close found entries that were not forgotten.
 	ErrNotEmpty = errors.New("the ledger still has entries")
 )

@@ -5,6 +5,7 @@ package ledger
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -301,6 +302,39 @@ func TestNewerVersion(t *testing.T) {
 		t.Error("the known entry was not undone")
 	}
 	if list, err := List(root); err != nil || len(list) != 1 || list[0].Alive || len(list[0].Entries) != 1 {
+		t.Errorf("List = %+v, %v", list, err)
+	}
+}
+
+// A format of the future is refused, and not a byte of it is touched.
+func TestNewerFormat(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, testKey)
+	path := root + "/a"
+	text := fmt.Sprintf(`{"ledger":%d,"sandbox":"pod1","build":"9.9"}`+"\n"+`{"add":1,"kind":"file","path":%q}`+"\n"+`{"quantum":`, Version+1, path)
+	for _, f := range []string{dir + "/" + ledgerFile, dir + "/" + lockFile, path} {
+		if err := os.MkdirAll(filepath.Dir(f), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(f, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		_, err := Reap(t.Context(), root, testKey)
+		if !errors.Is(err, ErrNewer) || !strings.Contains(err.Error(), `"9.9"`) || !strings.Contains(err.Error(), dir) {
+			t.Errorf("Reap: %v; want a refusal that names the build and the directory", err)
+		}
+	}
+	if _, err := GC(t.Context(), root); !errors.Is(err, ErrNewer) {
+		t.Errorf("GC: %v", err)
+	}
+	for _, f := range []string{dir + "/" + ledgerFile, path} {
+		if got, err := os.ReadFile(f); err != nil || string(got) != text {
+			t.Errorf("%s: %q, %v", f, got, err)
+		}
+	}
+	if list, err := List(root); err != nil || len(list) != 1 || list[0].Version != Version+1 {
 		t.Errorf("List = %+v, %v", list, err)
 	}
 }

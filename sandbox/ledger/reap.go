@@ -48,7 +48,8 @@ func (r Report) Err() error {
 // refuses with ErrAlive while the shim lives and with ErrBusy while another
 // process reaps. It goes on after a failure: the error joins all of them, and a
 // later Reap takes up what the report has in Left. A sandbox without a directory
-// is an empty report and no error.
+// is an empty report and no error. One that is written in a newer format is left
+// untouched: ErrNewer.
 func Reap(ctx context.Context, root, key string) (Report, error) {
 	r := Report{Key: key}
 	if err := checkKey(key); err != nil {
@@ -68,6 +69,10 @@ func Reap(ctx context.Context, root, key string) (Report, error) {
 		return r, fmt.Errorf("%w; %s was left as it is", err, dir)
 	}
 	r.Meta = c.meta
+	if c.version > Version {
+		return r, fmt.Errorf("ledger: reap %s: %w (format %d by build %q, this one knows formats up to %d): it was left as it is; reap it with that build",
+			dir, ErrNewer, c.version, c.meta.Build, Version)
+	}
 	if _, limited := ctx.Deadline(); !limited {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, reapTimeout)
