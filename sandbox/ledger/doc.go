@@ -36,5 +36,7 @@
 //
 // A line that does not parse was torn by a kill; its Record did not return, so
 // nothing was acquired under it and it is skipped. A kind that is not known comes
-// from a newer build: it is left, reported, and keeps the directory alive.
+// from a newer build: it is left, reported, and keeps the directory alive. A
+// change that older builds would misread gets a new version number, which they
+// refuse; every version stays in testdata and is reaped for ever.
 package ledger
