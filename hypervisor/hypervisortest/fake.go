@@ -208,7 +208,7 @@ func (s *fakeStart) exec(ctx context.Context) error {
 			return err
 		}
 	}
-	driver, err := vsocktest.NewDriver(vm.dev.QEMUFile(), vsocktest.DriverConfig{Features: vsocktest.FeatEventIdx | vsocktest.FeatIndirect})
+	driver, err := vsocktest.NewDriver(vm.dev.QEMUFile(), vsocktest.DriverConfig{Features: vsocktest.FeatEventIdx})
 	if err != nil {
 		return err
 	}

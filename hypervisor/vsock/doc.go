@@ -13,7 +13,7 @@
 //	ring size            a power of two, 2 to maxRingSize
 //	available index      at most the ring's size ahead of ours
 //	chain                at most as long as its table; buffers of one direction
-//	indirect table       at most maxRingSize entries within one memory region, not nested
+//	indirect table       never: not offered
 //	buffer               inside of guest memory, without wrapping
 //	packet               header whole, copied before it is looked at; payload inside of its chain
 //	stream               its name at most once; every other packet is answered by one RST

@@ -74,30 +74,14 @@ func TestHostileRings(t *testing.T) {
 			r.SetDesc(0, low, 8<<20, next, 0)
 			r.Offer(0)
 		}},
-		{"indirect loop", "a loop", 1, func(d *vsocktest.Driver, r *vsocktest.Ring) {
-			vsocktest.PutDesc(d.Mem(low, 16), low, 1, next, 0)
+		{"indirect table", "not offered", 1, func(d *vsocktest.Driver, r *vsocktest.Ring) {
+			vsocktest.PutDesc(d.Mem(low, 16), low, 44, 0, 0)
 			r.SetDesc(0, low, 16, indirect, 0)
 			r.Offer(0)
 		}},
-		{"nested indirect", "nested", 1, func(d *vsocktest.Driver, r *vsocktest.Ring) {
-			vsocktest.PutDesc(d.Mem(low, 16), low, 16, indirect, 0)
-			r.SetDesc(0, low, 16, indirect, 0)
-			r.Offer(0)
-		}},
-		{"indirect and next", "continued", 1, func(_ *vsocktest.Driver, r *vsocktest.Ring) {
-			r.SetDesc(0, low, 16, indirect|next, 1)
-			r.Offer(0)
-		}},
-		{"indirect table too long", "indirect table", 1, func(_ *vsocktest.Driver, r *vsocktest.Ring) {
-			r.SetDesc(0, low, 16*1025, indirect, 0)
-			r.Offer(0)
-		}},
-		{"indirect table of half a descriptor", "indirect table", 1, func(_ *vsocktest.Driver, r *vsocktest.Ring) {
-			r.SetDesc(0, low, 8, indirect, 0)
-			r.Offer(0)
-		}},
-		{"indirect table at the end", "leaves its memory region", 1, func(_ *vsocktest.Driver, r *vsocktest.Ring) {
-			r.SetDesc(0, low+8<<20-16, 32, indirect, 0)
+		{"indirect table after a buffer", "not offered", 0, func(_ *vsocktest.Driver, r *vsocktest.Ring) {
+			r.SetDesc(0, low, 4096, write|next, 1)
+			r.SetDesc(1, low, 16, write|indirect, 0)
 			r.Offer(0)
 		}},
 		{"address outside", "outside of its memory", 1, func(_ *vsocktest.Driver, r *vsocktest.Ring) {
@@ -123,19 +107,6 @@ func TestHostileRings(t *testing.T) {
 		}},
 		{"buffer runs out of its region", "outside of its memory", 1, func(_ *vsocktest.Driver, r *vsocktest.Ring) {
 			r.SetDesc(0, low+8<<20-20, 44, 0, 0)
-			r.Offer(0)
-		}},
-		{"indirect table of length zero", "indirect table", 1, func(_ *vsocktest.Driver, r *vsocktest.Ring) {
-			r.SetDesc(0, low, 0, indirect, 0)
-			r.Offer(0)
-		}},
-		{"indirect table outside", "outside of its memory", 1, func(_ *vsocktest.Driver, r *vsocktest.Ring) {
-			r.SetDesc(0, far, 16, indirect, 0)
-			r.Offer(0)
-		}},
-		{"next outside of the indirect table", "descriptor 9", 1, func(d *vsocktest.Driver, r *vsocktest.Ring) {
-			vsocktest.PutDesc(d.Mem(low, 16), low, 1, next, 9)
-			r.SetDesc(0, low, 16, indirect, 0)
 			r.Offer(0)
 		}},
 		{"both directions in one chain", "one direction", 1, func(_ *vsocktest.Driver, r *vsocktest.Ring) {
@@ -173,7 +144,7 @@ func TestHostileRings(t *testing.T) {
 		{"memory taken away", "guest memory", 1, func(d *vsocktest.Driver, _ *vsocktest.Ring) { _ = d.Truncate() }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			u, d := newDevice(t, vsock.UserConfig{}, vsocktest.DriverConfig{Features: vsocktest.FeatIndirect})
+			u, d := newDevice(t, vsock.UserConfig{}, vsocktest.DriverConfig{})
 			if err := d.Start(); err != nil {
 				t.Fatal(err)
 			}
@@ -229,6 +200,7 @@ func TestHostileMessages(t *testing.T) {
 		fds     []int
 	}{
 		{"features not offered", 2, words(1 << 5), nil},
+		{"indirect descriptors not offered", 2, words(1 << 28), nil},
 		{"features too short", 2, num(1), nil},
 		{"protocol features not offered", 16, words(1 << 40), nil},
 		{"table beyond the file", 5, table(region(0, 2<<20, 0, 0)), []int{small}},
@@ -332,6 +304,10 @@ func TestNothingLeaks(t *testing.T) {
 	}
 	if after := count(); after > before {
 		t.Errorf("%d open files before, %d after", before, after)
+	}
+	// A goroutine that has told its owner of its end may still be on its way out.
+	for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > goroutines && time.Now().Before(end); {
+		runtime.Gosched()
 	}
 	if after := runtime.NumGoroutine(); after > goroutines {
 		t.Errorf("%d goroutines before, %d after", goroutines, after)

@@ -235,19 +235,24 @@ func TestLingerEnds(t *testing.T) {
 			st.guest(opRW, i, 0, 1000) // nobody reads
 			st.host()
 		}
-		if len(st.s.conns) != n || st.s.granted != 0 {
-			t.Errorf("%d streams linger with %d bytes; want %d with none", len(st.s.conns), st.s.granted, n)
-		}
+		st.counts(n, 0)
 		time.Sleep(lingerTime - time.Second)
-		if len(st.s.conns) != n {
-			t.Errorf("%d streams linger; want %d", len(st.s.conns), n)
-		}
+		synctest.Wait()
+		st.counts(n, 0)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if len(st.s.conns) != 0 || len(st.s.resets) != n {
-			t.Errorf("%d streams and %d resets; want none and %d", len(st.s.conns), len(st.s.resets), n)
-		}
+		st.counts(0, n)
 	})
+}
+
+// counts expects so many streams, without memory, and resets.
+func (st stackTest) counts(streams, resets int) {
+	st.Helper()
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	if len(st.s.conns) != streams || len(st.s.resets) != resets || st.s.granted != 0 {
+		st.Errorf("%d streams with %d bytes, %d resets; want %d with none, %d", len(st.s.conns), st.s.granted, len(st.s.resets), streams, resets)
+	}
 }
 
 // TestUnanswered: a guest that does not answer holds a dial for as long as the

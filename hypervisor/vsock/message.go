@@ -49,13 +49,14 @@ const (
 	msgNeedReply = 1 << 3
 )
 
-// Device features (virtio 1.3 §6, vhost-user).
+// Device features (virtio 1.3 §6, vhost-user). VIRTIO_F_INDIRECT_DESC is left out:
+// a guest without it need not allocate a table for each packet, and a ring of 128
+// holds more than a stream's credit anyway (docs/decisions.md).
 const (
-	featIndirect      = 1 << 28
 	featEventIdx      = 1 << 29
 	featProtoFeatures = 1 << 30
 	featVersion1      = 1 << 32
-	features          = featIndirect | featEventIdx | featProtoFeatures | featVersion1
+	features          = featEventIdx | featProtoFeatures | featVersion1
 )
 
 // Protocol features (vhost-user).

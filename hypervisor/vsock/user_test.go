@@ -82,8 +82,8 @@ func TestUserConformance(t *testing.T) {
 	}{
 		{vsocktest.DriverConfig{}, 1},
 		{vsocktest.DriverConfig{Features: vsocktest.FeatEventIdx}, 4},
-		{vsocktest.DriverConfig{Features: vsocktest.FeatIndirect | vsocktest.FeatEventIdx, RingSize: 256}, 2},
-		{vsocktest.DriverConfig{Features: vsocktest.FeatIndirect, RingSize: 16}, 3},
+		{vsocktest.DriverConfig{Features: vsocktest.FeatEventIdx, RingSize: 256}, 2},
+		{vsocktest.DriverConfig{RingSize: 16}, 3},
 	} {
 		if raceEnabled && i%2 == 1 {
 			continue

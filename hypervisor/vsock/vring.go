@@ -124,7 +124,7 @@ func (r *vring) pop(m memory, write bool) (c chain, ok bool, err error) {
 	head := binary.LittleEndian.Uint16(r.avail[4+2*uint32(r.next%r.num):])
 	c.head = head
 	r.segs = r.segs[:0]
-	if err := r.walk(m, &c, r.desc, head, write, true); err != nil {
+	if err := r.walk(m, &c, head, write); err != nil {
 		return chain{}, false, fmt.Errorf("%w: chain %d: %w", errRing, head, err)
 	}
 	c.segs = r.segs
@@ -132,26 +132,22 @@ func (r *vring) pop(m memory, write bool) (c chain, ok bool, err error) {
 	return c, true, nil
 }
 
-// walk follows a chain through table, which is the ring's own or an indirect one.
-func (r *vring) walk(m memory, c *chain, table []byte, i uint16, write, direct bool) error {
-	entries := len(table) / descSize
-	for steps := 0; ; steps++ {
-		if int(i) >= entries {
-			return fmt.Errorf("descriptor %d of a table of %d", i, entries)
+// walk follows a chain through the ring's table. Indirect tables are not offered.
+func (r *vring) walk(m memory, c *chain, i uint16, write bool) error {
+	for steps := uint16(0); ; steps++ {
+		if i >= r.num {
+			return fmt.Errorf("descriptor %d of a table of %d", i, r.num)
 		}
-		if steps >= entries {
-			return fmt.Errorf("longer than its table of %d: a loop", entries)
+		if steps >= r.num {
+			return fmt.Errorf("longer than its table of %d: a loop", r.num)
 		}
 		// Copied first: the guest may change it between check and use.
 		var d [descSize]byte
-		copy(d[:], table[int(i)*descSize:])
+		copy(d[:], r.desc[int(i)*descSize:])
 		addr, length := binary.LittleEndian.Uint64(d[0:]), uint64(binary.LittleEndian.Uint32(d[8:]))
 		flags, next := binary.LittleEndian.Uint16(d[12:]), binary.LittleEndian.Uint16(d[14:])
 		if flags&descIndirect != 0 {
-			if !direct || flags&descNext != 0 {
-				return errors.New("indirect descriptor that is nested or continued")
-			}
-			return r.walkIndirect(m, c, addr, length, write)
+			return fmt.Errorf("descriptor %d is indirect, which was not offered", i)
 		}
 		if (flags&descWrite != 0) != write {
 			return fmt.Errorf("descriptor %d has flags %#x; this queue has buffers of one direction only", i, flags)
@@ -164,20 +160,6 @@ func (r *vring) walk(m memory, c *chain, table []byte, i uint16, write, direct b
 		}
 		i = next
 	}
-}
-
-func (r *vring) walkIndirect(m memory, c *chain, addr, length uint64, write bool) error {
-	if length == 0 || length%descSize != 0 || length > maxRingSize*descSize {
-		return fmt.Errorf("indirect table of %d bytes", length)
-	}
-	t, err := m.guest(addr, length)
-	if err != nil {
-		return err
-	}
-	if uint64(len(t)) != length {
-		return fmt.Errorf("indirect table at %#x leaves its memory region", addr)
-	}
-	return r.walk(m, c, t, 0, write, false)
 }
 
 // add appends the memory of one descriptor, which may cross regions.

@@ -17,7 +17,6 @@ import (
 
 // Features of the device as the driver sees them.
 const (
-	FeatIndirect = 1 << 28
 	FeatEventIdx = 1 << 29
 	featProto    = 1 << 30
 	featVersion1 = 1 << 32
@@ -35,7 +34,7 @@ const (
 
 // DriverConfig describes an emulated virtio driver.
 type DriverConfig struct {
-	// Features the driver accepts, of FeatIndirect and FeatEventIdx.
+	// Features the driver accepts: FeatEventIdx or none.
 	Features uint64
 	// RingSize is the number of entries of each ring; 0 means 128.
 	RingSize uint16

@@ -21,7 +21,6 @@ const (
 	rcvBuf  = 256 << 10
 	rxArea  = lowGPA
 	txArea  = lowGPA + 1<<20
-	tables  = highGPA + 1<<20 // indirect tables, one page each
 	maxSegs = 4
 )
 
@@ -88,10 +87,15 @@ func (g *Guest) Close() {
 
 // stop waits for the guest's interrupts to end and fails its streams.
 func (g *Guest) stop() {
-	g.wg.Wait()
+	// First of all: a reply that waits for a place in the ring ends by it.
 	g.txMu.Lock()
 	g.mu.Lock()
 	g.down = true
+	g.mu.Unlock()
+	g.txCond.Broadcast()
+	g.txMu.Unlock()
+	g.wg.Wait()
+	g.mu.Lock()
 	for _, c := range g.conns {
 		c.cut(syscall.ENETDOWN)
 	}
@@ -99,8 +103,6 @@ func (g *Guest) stop() {
 		l.shut()
 	}
 	g.mu.Unlock()
-	g.txCond.Broadcast()
-	g.txMu.Unlock()
 }
 
 // Halt stops the guest without a word to the device, as a crash does. The
@@ -212,29 +214,19 @@ func (g *Guest) send(op uint16, guestPort, hostPort, flags uint32, c *guestConn,
 func (g *Guest) describe(slot uint16, at, n uint64) {
 	tx := g.d.Rings[1]
 	first := slot * maxSegs
-	put := func(i uint16, addr uint64, length uint32, flags, next uint16) {
-		tx.SetDesc(first+i, addr, length, flags, first+next)
-	}
-	if g.d.conf.Features&FeatIndirect != 0 {
-		table := uint64(tables) + uint64(slot)*4096
-		put = func(i uint16, addr uint64, length uint32, flags, next uint16) {
-			PutDesc(g.d.Mem(table+16*uint64(i), 16), addr, length, flags, next)
-		}
-		defer func() { tx.SetDesc(first, table, uint32(16*g.split), 4, 0) }()
-	}
 	if g.split == 1 {
-		put(0, at, uint32(n), 0, 0)
+		tx.SetDesc(first, at, uint32(n), 0, 0)
 		return
 	}
 	off := uint64(20)
-	put(0, at, 20, 1, 1)
+	tx.SetDesc(first, at, 20, 1, first+1)
 	for i := 1; i < g.split; i++ {
 		size := (n - off) / uint64(g.split-i)
 		flags := uint16(1)
 		if i == g.split-1 {
 			flags = 0
 		}
-		put(uint16(i), at+off, uint32(size), flags, uint16(i+1))
+		tx.SetDesc(first+uint16(i), at+off, uint32(size), flags, first+uint16(i+1))
 		off += size
 	}
 }
