@@ -211,3 +211,28 @@ func TestNetworkShimKilled(t *testing.T) {
 	b.remove("net")
 	b.unchanged(pod, before)
 }
+
+// cniPlugins is where Debian's containernetworking-plugins puts them.
+const cniPlugins = "/usr/lib/cni"
+
+// TestNetworkCNI: the real bridge plugin wires a pod, with another namespace as its host.
+func TestNetworkCNI(t *testing.T) {
+	b := newBox(t)
+	pod, host := lab.NewNetNS(t), lab.NewNetNS(t)
+	conf := fmt.Sprintf(`{"cniVersion": "0.4.0", "name": "net", "type": "bridge", "bridge": "cni0", "isGateway": true, "mtu": 1420,
+		"ipam": {"type": "host-local", "dataDir": %q, "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+			"ranges": [[{"subnet": "10.81.0.0/24"}], [{"subnet": "2001:db8:81::/64"}]]}}`, t.TempDir())
+	file := writeFile(t, conf, t.TempDir(), "net.conf")
+	cni := func(command string) {
+		t.Helper()
+		host.Exec("env", "CNI_COMMAND="+command, "CNI_CONTAINERID=pod", "CNI_NETNS="+pod.Path, "CNI_IFNAME=eth0", "CNI_PATH="+cniPlugins,
+			"sh", "-c", "exec "+cniPlugins+"/bridge <"+file)
+	}
+	cni("ADD")
+	before := pod.State()
+	b.start("net", withNetNS(pod), "sleep", "1000")
+	b.same("net", "ping -c 1 -W 5 10.81.0.1 >/dev/null && ping -c 1 -W 5 2001:db8:81::1 >/dev/null; echo $?; cat /sys/class/net/eth0/mtu", "0\n1420")
+	b.remove("net")
+	b.unchanged(pod, before)
+	cni("DEL")
+}

@@ -74,7 +74,8 @@ func (p place) tc(args ...string) string {
 // veth makes a device whose peer, of the same name, is outside.
 func (p place) veth(name string, addrs ...string) {
 	p.t.Helper()
-	p.ip("link", "add", name, "type", "veth", "peer", "name", name, "netns", p.outside)
+	// Without a queue, as CNI plugins make it.
+	p.ip("link", "add", name, "txqueuelen", "0", "type", "veth", "peer", "name", name, "netns", p.outside)
 	p.run("ip", "-n", p.outside, "link", "set", name, "up")
 	p.ip("link", "set", name, "up")
 	for _, a := range addrs {

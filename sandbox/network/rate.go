@@ -53,7 +53,7 @@ func (e *endpoint) limitRates(tap, device netlink.Link) error {
 	}
 	q := tokenBucket(device.Attrs().Index, tx)
 	add := func() error {
-		err := n.ns.nl.QdiscAdd(q)
+		err := addQdisc(n.ns.nl, device, q)
 		if errors.Is(err, unix.EEXIST) {
 			err = fmt.Errorf("the device has a root qdisc already: %w: %w", err, errdefs.ErrFailedPrecondition)
 		}

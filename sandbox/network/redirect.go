@@ -42,21 +42,37 @@ func (e *endpoint) redirect(from, to netlink.Link, ours bool) error {
 		return e.net.acquire(&e.undo, ledger.Filter(e.net.ledgerNS, name, f.Parent, redirectPriority), add, func() error { return gone(nl.FilterDel(f)) })
 	}
 	q := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: f.LinkIndex, Parent: netlink.HANDLE_INGRESS, Handle: f.Parent}}
-	addQdisc := func() error {
-		if err := nl.QdiscAdd(q); err != nil {
+	addIngress := func() error {
+		if err := addQdisc(nl, from, q); err != nil {
 			return fmt.Errorf("ingress qdisc of %s: %w", name, err)
 		}
 		return nil
 	}
 	if ours {
-		err = addQdisc()
+		err = addIngress()
 	} else {
-		err = e.net.acquire(&e.undo, ledger.Ingress(e.net.ledgerNS, name), addQdisc, func() error { return gone(nl.QdiscDel(q)) })
+		err = e.net.acquire(&e.undo, ledger.Ingress(e.net.ledgerNS, name), addIngress, func() error { return gone(nl.QdiscDel(q)) })
 	}
 	if err != nil {
 		return err
 	}
 	return add()
+}
+
+// addQdisc adds a qdisc to a device and keeps its queue length, which the kernel
+// sets to its default with any qdisc when it is 0, as CNI plugins make it
+// (Linux net/sched/sch_api.c, qdisc_create).
+func addQdisc(nl *netlink.Handle, l netlink.Link, q netlink.Qdisc) error {
+	if err := nl.QdiscAdd(q); err != nil {
+		return err
+	}
+	if l.Attrs().TxQLen != 0 {
+		return nil
+	}
+	if err := nl.LinkSetTxQLen(l, 0); err != nil {
+		return errors.Join(fmt.Errorf("keep the queue length: %w", err), gone(nl.QdiscDel(q)))
+	}
+	return nil
 }
 
 func (e *endpoint) hasIngress(l netlink.Link) (bool, error) {
