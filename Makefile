@@ -22,7 +22,7 @@ VERSION := $(shell git describe --tags --match 'v*' --dirty 2>/dev/null || echo 
 LDFLAGS := -s -w -X github.com/kata-v2/kata/internal/version.Version=$(VERSION)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 PROGRAMS := containerd-shim-kata-v2 kata-agent kata-ctl
-GENERATED := protocols/agentpb protocols/typespb protocols/taskpb
+GENERATED := protocols/agentpb protocols/typespb protocols/taskpb protocols/cripb protocols/sandboxpb
 
 step = @printf '\n== %s\n' '$(1)'
 

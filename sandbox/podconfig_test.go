@@ -28,7 +28,7 @@ func TestPodWithoutContainers(t *testing.T) {
 	must(t, p.Start(bounded(t)))
 	is(t, "second start", p.Start(bounded(t)), errdefs.IsFailedPrecondition)
 	is(t, "prepare after start", p.Prepare(PodConfig{}, nil, nil), errdefs.IsAlreadyExists)
-	if p.PID() == 0 || p.State() != Running || !p.Empty() {
+	if p.PID() == 0 || p.State() != Running || !p.Empty() || p.Idle() {
 		t.Errorf("pid %d, %v, empty %t", p.PID(), p.State(), p.Empty())
 	}
 	for range 2 { // the machine stays when the last container goes, and the guest forgets it at once

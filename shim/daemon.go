@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"syscall"
@@ -21,6 +22,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 
+	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/internal/config"
 	"github.com/kata-v2/kata/sandbox"
 	"github.com/kata-v2/kata/sandbox/cgroup"
@@ -110,8 +112,13 @@ func serve(ctx context.Context, d daemonParams, l net.Listener, led *ledger.Ledg
 		return fmt.Errorf("ttrpc server: %w", err)
 	}
 	register(server, svc)
+	registerSandbox(server, &sandboxService{
+		svc: svc, sb: sb, log: log, load: d.Config, files: filepath.Join(led.Dir(), "etc"),
+		hypervisor: func(c *config.Config) hypervisor.Hypervisor { return sandbox.NewQEMU(c, log) },
+	})
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(ctx, l) }()
+	conns := &trackingListener{Listener: l}
+	go func() { served <- server.Serve(ctx, conns) }()
 
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
@@ -124,10 +131,13 @@ func serve(ctx context.Context, d daemonParams, l net.Listener, led *ledger.Ledg
 	sctx, cancel := context.WithTimeout(ctx, shutdownTimeout)
 	defer cancel()
 	err = errors.Join(err, sb.Stop(sctx), svc.close(sctx), pub.close(sctx))
-	// Answers under way go out; the connections are closed by containerd or by our end.
+	// containerd has read the last answer when it closes its connections. The
+	// server's own Shutdown closes one that still owes an answer (ttrpc counts a
+	// connection as idle until the first answer after a request).
 	gctx, cancel2 := context.WithTimeout(ctx, time.Second)
 	defer cancel2()
-	server.Shutdown(gctx) //nolint:errcheck // only says that it was not done in time
+	conns.wait(gctx)
+	server.Close() //nolint:errcheck // the process ends
 	if errors.Is(err, ttrpc.ErrServerClosed) {
 		return nil
 	}

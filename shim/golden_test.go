@@ -52,7 +52,7 @@ func TestStartCalls(t *testing.T) {
 				t.Errorf("configuration %q, want %q", o.config.Path, want)
 			}
 			var out bytes.Buffer
-			must(t, answer(p, "unix:///run/x/shim.sock", &out))
+			must(t, answer(p, "unix:///run/x/shim.sock", false, &out))
 			if got := form[c.Containerd](t, out.Bytes()); got != "unix:///run/x/shim.sock" {
 				t.Errorf("answered %q: address %q", &out, got)
 			}

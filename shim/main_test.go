@@ -22,6 +22,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/hypervisor/hypervisortest"
 	"github.com/kata-v2/kata/internal/config"
 	"github.com/kata-v2/kata/sandbox"
@@ -132,19 +133,25 @@ func newPod(t *testing.T) *pod {
 	must(t, os.WriteFile(kernel, nil, 0o644))
 	daemon, err := filepath.Abs("../sandbox/testdata/virtiofsd")
 	must(t, err)
-	cfg, _, err := config.Load(config.LoadOptions{Body: fmt.Appendf(nil,
-		"[hypervisor.qemu]\nkernel = %q\ninitrd = %q\nvirtio_fs_daemon = %q\n", kernel, kernel, daemon)})
+	load := config.LoadOptions{Body: fmt.Appendf(nil,
+		"[hypervisor.qemu]\nkernel = %q\ninitrd = %q\nvirtio_fs_daemon = %q\n", kernel, kernel, daemon)}
+	cfg, _, err := config.Load(load)
 	must(t, err)
+	fake := &hypervisortest.Fake{Guest: p.agent.Guest}
 	led, err := ledger.Create(filepath.Join(p.dir, "state"), "key", ledger.Meta{Sandbox: "pod"})
 	must(t, err)
 	p.sb = sandbox.New(sandbox.Options{
-		ID: "pod", Key: "key", Config: cfg, Hypervisor: &hypervisortest.Fake{Guest: p.agent.Guest}, Ledger: led, HostCPUs: 1, Log: logger(t),
+		ID: "pod", Key: "key", Config: cfg, Hypervisor: fake, Ledger: led, HostCPUs: 1, Log: logger(t),
 	})
 	pub := newPublisher("ns", "unix://"+p.containerd.path, logger(t))
 	p.svc = newService(p.sb, pub, logger(t))
 	server, err := ttrpc.NewServer()
 	must(t, err)
 	register(server, p.svc)
+	registerSandbox(server, &sandboxService{
+		svc: p.svc, sb: p.sb, log: logger(t), load: load, files: filepath.Join(led.Dir(), "etc"),
+		hypervisor: func(*config.Config) hypervisor.Hypervisor { return fake },
+	})
 	l, err := net.Listen("unix", filepath.Join(p.dir, "shim.sock"))
 	must(t, err)
 	served := make(chan struct{})

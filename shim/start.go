@@ -92,7 +92,7 @@ func start(ctx context.Context, p *params, stdout io.Writer) error {
 	if err := os.WriteFile(filepath.Join(p.Bundle, "address"), []byte(address), 0o600); err != nil {
 		return fmt.Errorf("address file: %w", err)
 	}
-	return answer(p, address, stdout)
+	return answer(p, address, spec == nil, stdout)
 }
 
 // findOrFork returns the address of the pod's daemon. The state directory is
@@ -229,8 +229,11 @@ func (p *params) form() answerForm {
 }
 
 // answer tells containerd where the daemon listens: protobuf for 2.3 and newer,
-// JSON for those that announce a version (1.7 to 2.2), the bare address for older ones.
-func answer(p *params, address string, w io.Writer) error {
+// JSON for those that announce a version (1.7 to 2.2), the bare address for older
+// ones. A sandbox of the Sandbox API is made by 2.0 and newer only; to those of
+// 2.0 to 2.2 version 3 says that the sandbox's containers may come here without
+// another start (containerd core/runtime/v2/shim_manager.go).
+func answer(p *params, address string, sandboxAPI bool, w io.Writer) error {
 	var out []byte
 	var err error
 	switch {
@@ -240,7 +243,11 @@ func answer(p *params, address string, w io.Writer) error {
 			out, err = proto.Marshal(result)
 		}
 	case os.Getenv(envMaxVersion) != "":
-		out, err = json.Marshal(map[string]any{"version": 2, "address": address, "protocol": "ttrpc"})
+		version := 2
+		if sandboxAPI {
+			version = 3
+		}
+		out, err = json.Marshal(map[string]any{"version": version, "address": address, "protocol": "ttrpc"})
 	default:
 		out = []byte(address)
 	}

@@ -376,7 +376,7 @@ func (s *service) Connect(_ context.Context, r *taskpb.ConnectRequest) (*taskpb.
 
 // Shutdown ends the pod when its last container is gone, and then this process.
 func (s *service) Shutdown(ctx context.Context, r *taskpb.ShutdownRequest) (*emptypb.Empty, error) {
-	if !s.sb.Empty() && !r.Now {
+	if !s.sb.Idle() && !r.Now {
 		return empty, nil
 	}
 	err := s.sb.Stop(ctx)

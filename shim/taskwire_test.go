@@ -5,12 +5,14 @@ package shim
 import (
 	"testing"
 
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	types "github.com/containerd/containerd/api/types"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/kata-v2/kata/protocols/sandboxpb"
 	"github.com/kata-v2/kata/protocols/taskpb"
 )
 
@@ -53,15 +55,43 @@ func sameFields(t *testing.T, ours, theirs protoreflect.MessageDescriptor) {
 		t.Errorf("%s has %d fields, containerd's %d", ours.Name(), ours.Fields().Len(), theirs.Fields().Len())
 	}
 	for i := range ours.Fields().Len() {
-		a := ours.Fields().Get(i)
-		b := theirs.Fields().ByNumber(a.Number())
-		if b == nil || a.Name() != b.Name() || a.Kind() != b.Kind() || a.Cardinality() != b.Cardinality() {
-			t.Errorf("%s: field %v is %v in containerd", ours.Name(), a, b)
+		sameField(t, ours.Fields().Get(i), theirs)
+	}
+}
+
+func sameField(t *testing.T, a protoreflect.FieldDescriptor, theirs protoreflect.MessageDescriptor) {
+	t.Helper()
+	b := theirs.Fields().ByNumber(a.Number())
+	if b == nil || a.Name() != b.Name() || a.Kind() != b.Kind() || a.Cardinality() != b.Cardinality() {
+		t.Errorf("field %v is %v in containerd", a.FullName(), b)
+		return
+	}
+	// Messages of our own are compared by themselves; others must be the same.
+	if m := a.Message(); m != nil && m.ParentFile().Package() != a.ParentFile().Package() && !m.IsMapEntry() && m.FullName() != b.Message().FullName() {
+		t.Errorf("%s is a %s, containerd's a %s", a.FullName(), m.FullName(), b.Message().FullName())
+	}
+}
+
+// The messages of protocols/sandbox.proto are parts of containerd's: what they
+// declare is the same there.
+func TestSandboxMessagesAreContainerds(t *testing.T) {
+	theirs := (&sandboxapi.CreateSandboxRequest{}).ProtoReflect().Descriptor().ParentFile().Messages()
+	ours := sandboxpb.File_protocols_sandbox_proto.Messages()
+	for i := range ours.Len() {
+		m := ours.Get(i)
+		real := theirs.ByName(m.Name())
+		switch m.Name() {
+		case "Platform":
+			real = (&types.Platform{}).ProtoReflect().Descriptor()
+		case "Metric":
+			real = (&types.Metric{}).ProtoReflect().Descriptor()
+		}
+		if real == nil {
+			t.Errorf("%s is not a message of containerd's", m.Name())
 			continue
 		}
-		// Messages of our own are compared by themselves; others must be the same.
-		if m := a.Message(); m != nil && m.ParentFile().Package() != ours.ParentFile().Package() && !m.IsMapEntry() && m.FullName() != b.Message().FullName() {
-			t.Errorf("%s.%s is a %s, containerd's a %s", ours.Name(), a.Name(), m.FullName(), b.Message().FullName())
+		for j := range m.Fields().Len() {
+			sameField(t, m.Fields().Get(j), real)
 		}
 	}
 }

@@ -18,15 +18,18 @@ import (
 // user (1000) and nobody.
 const BusyboxImage = "docker.io/library/busybox:latest"
 
-// busyboxLayout changes when the image's content does; it is part of the cache key.
+// busyboxLayout changes when the image's content does; it is part of the cache key of every image.
 const busyboxLayout = "2"
 
 // busyboxBinary is where Debian's busybox-static (and busybox) puts the program.
 var busyboxBinary = []string{"/bin/busybox", "/usr/bin/busybox"}
 
-// BusyboxTar returns the path of an OCI layout tar of BusyboxImage, built on
-// first use and cached by the digest of the program.
-func BusyboxTar() (string, error) {
+// BusyboxTar returns the path of an OCI layout tar of BusyboxImage.
+func BusyboxTar() (string, error) { return cachedImage("busybox", busyboxImage) }
+
+// cachedImage returns the path of an OCI layout tar of an image that is made of
+// Debian's busybox, built on first use and cached by the digest of the program.
+func cachedImage(name string, build func(busybox []byte) (Image, error)) (string, error) {
 	base, err := Dir()
 	if err != nil {
 		return "", err
@@ -37,28 +40,28 @@ func BusyboxTar() (string, error) {
 	}
 	sum := sha256.Sum256(append([]byte(busyboxLayout), binary...))
 	dir := filepath.Join(base, "images")
-	out := filepath.Join(dir, "busybox-"+hex.EncodeToString(sum[:6])+".tar")
+	out := filepath.Join(dir, name+"-"+hex.EncodeToString(sum[:6])+".tar")
 	if _, err := os.Stat(out); err == nil {
 		return out, nil
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("lab: busybox image: %w", err)
+		return "", fmt.Errorf("lab: %s image: %w", name, err)
 	}
-	img, err := busyboxImage(binary)
+	img, err := build(binary)
 	if err != nil {
 		return "", err
 	}
 	// Written beside and renamed: a reader sees a whole image or none.
-	tmp, err := os.CreateTemp(dir, ".busybox-*")
+	tmp, err := os.CreateTemp(dir, "."+name+"-*")
 	if err != nil {
-		return "", fmt.Errorf("lab: busybox image: %w", err)
+		return "", fmt.Errorf("lab: %s image: %w", name, err)
 	}
 	defer os.Remove(tmp.Name())
 	if err := errors.Join(img.Write(tmp), tmp.Close()); err != nil {
 		return "", err
 	}
 	if err := os.Rename(tmp.Name(), out); err != nil {
-		return "", fmt.Errorf("lab: busybox image: %w", err)
+		return "", fmt.Errorf("lab: %s image: %w", name, err)
 	}
 	return out, nil
 }

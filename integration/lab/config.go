@@ -71,6 +71,9 @@ func (c *Containerd) config() string {
 	b.WriteString(r.extra)
 	fmt.Fprintf(&b, "[grpc]\n  address = %q\n", c.Address)
 	fmt.Fprintf(&b, "[debug]\n  level = %q\n", c.opts.LogLevel)
+	if c.opts.CRI {
+		b.WriteString(c.criConfig())
+	}
 	b.WriteString(c.opts.ExtraConfig)
 	return b.String()
 }

@@ -104,7 +104,11 @@ func (c *Containerd) spawn() (*daemon, error) {
 		// goroutine keeps its thread for as long as the daemon lives.
 		runtime.LockOSThread()
 		defer close(d.done)
-		err := cmd.Start()
+		start := cmd.Start
+		if c.net != nil { // its thread outlives the daemon as well
+			start = func() error { return c.net.thread.Start(cmd) }
+		}
+		err := start()
 		started <- err
 		if err == nil {
 			d.err = cmd.Wait()

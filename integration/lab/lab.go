@@ -38,7 +38,9 @@ type Options struct {
 	Namespace string
 	// Snapshotter is what Run and Import use; empty means "overlayfs".
 	Snapshotter string
-	// CRI keeps the Kubernetes plugins on; 1.6 and 2.4 have them.
+	// CRI keeps the Kubernetes plugins on, which 1.6 and 2.4 have, and configures
+	// them: the handlers of cri.go, a CNI bridge, all in a network namespace of the
+	// lab's own. Ctr works in the CRI's namespace then.
 	CRI bool
 	// ExtraConfig is appended to config.toml.
 	ExtraConfig string
@@ -57,8 +59,9 @@ type Containerd struct {
 	ownsRoot  bool
 	log       *logBuffer
 	mu        sync.Mutex
-	daemon    *daemon // guarded by mu; nil while none runs
-	stopped   bool    // guarded by mu
+	daemon    *daemon  // guarded by mu; nil while none runs
+	net       *hostNet // of Options.CRI
+	stopped   bool     // guarded by mu
 	stopGrace time.Duration
 }
 
@@ -88,6 +91,9 @@ func prepare(o Options) (*Containerd, error) {
 	}
 	if o.LogLevel == "" {
 		o.LogLevel = "debug"
+	}
+	if o.Namespace == "" && o.CRI {
+		o.Namespace = criNamespace
 	}
 	if o.Namespace == "" {
 		o.Namespace = "default"
@@ -124,6 +130,11 @@ func prepare(o Options) (*Containerd, error) {
 	}
 	if err := os.WriteFile(c.configFile(), []byte(c.config()), 0o600); err != nil {
 		return nil, fmt.Errorf("lab: config.toml: %w", err)
+	}
+	if o.CRI {
+		if err := c.prepareCRI(); err != nil {
+			return nil, err
+		}
 	}
 	return c, nil
 }
@@ -217,7 +228,7 @@ func (c *Containerd) Stop(ctx context.Context) error {
 	if d := c.takeDaemon(); d != nil {
 		errs = append(errs, d.terminate(c.stopGrace))
 	}
-	errs = append(errs, c.sweepProcesses(), c.sweepMounts(), c.leftPods(), c.removeFiles())
+	errs = append(errs, c.sweepProcesses(), c.sweepMounts(), c.leftPods(), c.closeCRI(), c.removeFiles())
 	removeMachineDirs(c.opts.Namespace)
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("lab: stop: %w", err)
@@ -230,7 +241,7 @@ func (c *Containerd) removeFiles() error {
 		return os.RemoveAll(c.Root)
 	}
 	var errs []error
-	for _, p := range []string{c.rootDir(), c.stateDir(), c.PodsDir(), c.kataConfigFile(), c.configFile(), c.Address, c.Address + ".ttrpc", c.notifySocket()} {
+	for _, p := range []string{c.rootDir(), c.stateDir(), c.PodsDir(), c.cniDir(), c.kataConfigFile(), c.configFile(), c.Address, c.Address + ".ttrpc", c.notifySocket()} {
 		errs = append(errs, os.RemoveAll(p))
 	}
 	return errors.Join(errs...)

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cri
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	internalapi "k8s.io/cri-api/pkg/apis"
+	criclient "k8s.io/cri-client/pkg"
+
+	"github.com/kata-v2/kata/integration/lab"
+	"github.com/kata-v2/kata/integration/lab/leak"
+)
+
+// callTimeout bounds one call of the CRI.
+const callTimeout = 40 * time.Second
+
+// mode is one way in which pods are made.
+type mode struct {
+	name    string // of the subtests
+	version string // of containerd
+	handler string // runtime handler
+}
+
+// modes of containerd 2.4.
+var modes = []mode{
+	{"Sandbox", "2.4", lab.HandlerSandbox},
+	{"Pause", "2.4", lab.HandlerPause},
+}
+
+// node is a containerd with a client of its CRI.
+type node struct {
+	c       *lab.Containerd
+	runtime internalapi.RuntimeService
+}
+
+// nodes are started on first use, one for each version, and stopped by TestMain.
+var nodes = map[string]*node{}
+
+// TestMain ends the nodes and looks for leftovers of the whole run.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if testing.Short() {
+		fmt.Println("cri: every test boots machines and needs what make sets up; none runs with -short")
+		os.Exit(0)
+	}
+	before, err := leak.Take()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "cri:", err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	for _, n := range nodes {
+		err = errors.Join(err, n.stop())
+	}
+	left, lerr := leak.Scope{}.Settle(before, leak.SettleTime)
+	if err = errors.Join(err, lerr); len(left) > 0 {
+		err = errors.Join(err, fmt.Errorf("left behind by the whole run:\n%s", leak.Format(left)))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "cri:", err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
+
+// nodeOf returns the shared node of a version.
+func nodeOf(t *testing.T, version string) *node {
+	t.Helper()
+	if n := nodes[version]; n != nil {
+		return n
+	}
+	n, err := startNode(version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes[version] = n
+	return n
+}
+
+func startNode(version string) (*node, error) {
+	build := os.Getenv("KATA_BUILD")
+	if build == "" {
+		return nil, errors.New("KATA_BUILD is not set: it names the directory with bin/ and images/; run by make")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	c, err := lab.Start(ctx, lab.Options{
+		Version: version, CRI: true, ShimDir: filepath.Join(build, "bin"), Kata: &lab.Kata{Images: filepath.Join(build, "images")},
+	})
+	if err != nil {
+		return nil, err
+	}
+	n := &node{c: c}
+	if err := n.connect(ctx); err != nil {
+		return nil, errors.Join(err, n.stop())
+	}
+	return n, nil
+}
+
+func (n *node) connect(ctx context.Context) (err error) {
+	if err := n.c.ImportCRI(ctx); err != nil {
+		return err
+	}
+	n.runtime, err = criclient.NewRemoteRuntimeServiceBuilder().
+		WithEndpoint(n.c.Endpoint()).WithConnectionTimeout(callTimeout).WithTracerProvider(nil).Build(ctx)
+	return err
+}
+
+func (n *node) stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	var err error
+	if n.runtime != nil {
+		err = n.runtime.Close(ctx)
+	}
+	return errors.Join(err, n.c.Stop(ctx))
+}
+
+// each runs a test in every mode.
+func each(t *testing.T, test func(*box)) {
+	t.Helper()
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) { test(newBox(t, m)) })
+	}
+}

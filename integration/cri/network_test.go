@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cri
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kata-v2/kata/integration/lab"
+)
+
+// get asks a web server from the lab's host.
+func (b *box) get(address string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, addr string) (c net.Conn, err error) {
+			nerr := b.c.InHostNet(func() error {
+				// No parallel attempts: they would run on other threads.
+				c, err = (&net.Dialer{FallbackDelay: -1}).DialContext(ctx, network, addr)
+				return err
+			})
+			return c, nerr
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/", nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return strings.TrimSpace(string(body)), err
+}
+
+// TestPodNetwork: the pod has the address that CNI gave it; host and pods reach
+// servers in it, at its address and at a host port; it reaches the host.
+func TestPodNetwork(t *testing.T) { each(t, testPodNetwork) }
+
+func testPodNetwork(b *box) {
+	p := b.run(func(c *runtimeapi.PodSandboxConfig) {
+		c.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_TCP, ContainerPort: 8000, HostPort: 18000}}
+	})
+	ip := p.ip()
+	if _, subnet, _ := net.ParseCIDR(lab.PodSubnet); !subnet.Contains(net.ParseIP(ip)) {
+		b.Fatalf("address %q", ip)
+	}
+	c := p.start(p.script("mkdir /www; echo $HOSTNAME >/www/index.html; httpd -p 8000 -h /www; echo up; exec sleep 1000"))
+	c.awaitLog("up\n")
+	if got := c.shell("ip -4 addr show dev eth0 | awk '/inet /{print $2}'"); got != ip+"/24" {
+		b.Errorf("eth0 has %q; the CRI says %s", got, ip)
+	}
+	for _, address := range []string{ip + ":8000", lab.HostAddress + ":18000"} {
+		if got, err := b.get(address); err != nil || got != p.config.Hostname {
+			b.Errorf("%s: %q, %v", address, got, err)
+		}
+	}
+	gateway := strings.TrimSuffix(lab.PodSubnet, "0/24") + "1"
+	c.shell("ping -c 1 -W 5 " + gateway)
+
+	q := b.run()
+	d := q.sleeper()
+	// Not wget: a static one looks for the C library's resolver even for a number.
+	if got := d.shell(fmt.Sprintf("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 %s 8000 | tail -n 1", ip)); got != p.config.Hostname {
+		b.Errorf("from another pod: %q", got)
+	}
+}
+
+// TestHostNetworkIsRefused: a machine cannot use the host's network.
+func TestHostNetworkIsRefused(t *testing.T) {
+	each(t, func(b *box) {
+		config := b.podConfig()
+		config.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
+		_, err := b.runtime.RunPodSandbox(b.ctx(), config, b.mode.handler)
+		if err == nil || !strings.Contains(err.Error(), "network") {
+			b.Errorf("got %v; want a refusal that names the network", err)
+		}
+	})
+}

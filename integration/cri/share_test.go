@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cri
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kata-v2/kata/integration/lab"
+)
+
+// TestSharing: what the containers of a pod have in common and what not.
+func TestSharing(t *testing.T) {
+	each(t, func(b *box) {
+		p := b.run(func(c *runtimeapi.PodSandboxConfig) {
+			c.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{"192.0.2.53"}, Searches: []string{"ns.svc.cluster.local"}, Options: []string{"ndots:5"}}
+			c.Linux.Sysctls = map[string]string{"net.core.somaxconn": "77", "kernel.shm_rmid_forced": "1"}
+		})
+		for _, part := range []struct {
+			name string
+			test func(*pod)
+		}{
+			{"Names", testNames},
+			{"Network", testLocalhost},
+			{"IPC", testIPC},
+			{"Shm", testShm},
+			{"Sysctls", testSysctls},
+			{"OwnProcesses", testOwnProcesses},
+			{"Crash", testCrash},
+			{"Stats", testStats},
+		} {
+			b.Run(part.name, func(t *testing.T) { part.test(p.in(t)) })
+		}
+	})
+}
+
+// testNames: hostname, /etc/hostname, /etc/hosts, /etc/resolv.conf.
+func testNames(p *pod) {
+	c := p.sleeper()
+	if got := c.shell("hostname; cat /etc/hostname"); got != p.config.Hostname+"\n"+p.config.Hostname {
+		p.Errorf("names %q", got)
+	}
+	if got := c.shell("cat /etc/resolv.conf"); got != "search ns.svc.cluster.local\nnameserver 192.0.2.53\noptions ndots:5" {
+		p.Errorf("resolv.conf %q", got)
+	}
+	if got := c.shell("cat /etc/hosts"); !strings.Contains(got, "localhost") {
+		p.Errorf("hosts %q", got)
+	}
+	// The kubelet brings a hosts file of its own.
+	hosts := filepath.Join(p.TempDir(), "hosts")
+	p.ok(os.WriteFile(hosts, []byte("192.0.2.7 seven\n"), 0o644))
+	config := p.script("cat /etc/hosts")
+	config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/etc/hosts", HostPath: hosts}}
+	if got := p.output(config); got != "192.0.2.7 seven\n" {
+		p.Errorf("a mounted hosts file reads %q", got)
+	}
+}
+
+// testLocalhost: one container serves, another asks it at 127.0.0.1.
+func testLocalhost(p *pod) {
+	server := p.start(p.script("mkdir /www; echo hello >/www/index.html; exec httpd -f -p 8000 -h /www"))
+	client := p.sleeper()
+	if got := client.shell("for i in 1 2 3 4 5 6 7 8 9 10; do wget -q -O - http://127.0.0.1:8000/ && exit; sleep 0.2; done; exit 1"); got != "hello" {
+		p.Errorf("got %q", got)
+	}
+	if a, b := server.shell("readlink /proc/self/ns/net"), client.shell("readlink /proc/self/ns/net"); a != b {
+		p.Errorf("network namespaces %s and %s", a, b)
+	}
+}
+
+func testIPC(p *pod) {
+	one, two := p.sleeper(), p.sleeper()
+	for _, ns := range []string{"ipc", "uts"} {
+		if a, b := one.shell("readlink /proc/self/ns/"+ns), two.shell("readlink /proc/self/ns/"+ns); a != b {
+			p.Errorf("%s namespaces %s and %s", ns, a, b)
+		}
+	}
+	if a, b := one.shell("readlink /proc/self/ns/mnt"), two.shell("readlink /proc/self/ns/mnt"); a == b {
+		p.Errorf("both are in the mount namespace %s", a)
+	}
+}
+
+func testShm(p *pod) {
+	one, two := p.sleeper(), p.sleeper()
+	one.shell("echo shared >/dev/shm/x")
+	if got := two.shell("cat /dev/shm/x"); got != "shared" {
+		p.Errorf("the other reads %q", got)
+	}
+	if got := two.shell("df -k /dev/shm | awk 'NR==2{print $2}'; stat -c %a /dev/shm"); got != "65536\n1777" {
+		p.Errorf("size in KiB and mode: %q", got)
+	}
+}
+
+func testSysctls(p *pod) {
+	c := p.sleeper()
+	for name, want := range map[string]string{
+		"net/core/somaxconn": "77", "kernel/shm_rmid_forced": "1", "net/ipv4/ip_unprivileged_port_start": "0",
+	} {
+		if got := c.shell("cat /proc/sys/" + name); got != want {
+			p.Errorf("%s is %q; want %s", name, got, want)
+		}
+	}
+}
+
+// testOwnProcesses: without shareProcessNamespace each container has its own.
+func testOwnProcesses(p *pod) {
+	one := p.start(p.containerConfig("sleep", "4242"))
+	two := p.start(p.containerConfig("sleep", "5353"))
+	if ps := one.shell("ps -o pid,args"); strings.Contains(ps, "5353") || !strings.Contains(ps, "1 sleep 4242") {
+		p.Errorf("one sees\n%s", ps)
+	}
+	if ps := two.shell("ps -o pid,args"); strings.Contains(ps, "4242") || !strings.Contains(ps, "1 sleep 5353") {
+		p.Errorf("two sees\n%s", ps)
+	}
+}
+
+// testCrash: a container that crashes or runs out of memory leaves the others alone.
+func testCrash(p *pod) {
+	witness := p.sleeper()
+	boot := witness.shell("cat /proc/sys/kernel/random/boot_id")
+	c := p.start(p.script("sleep 0.3; exit 9"))
+	if s := c.wait(); s.ExitCode != 9 {
+		p.Errorf("exit code %d", s.ExitCode)
+	}
+	config := p.script("tail /dev/zero")
+	config.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20}
+	hungry := p.start(config)
+	if s := hungry.wait(); s.ExitCode != 137 || s.Reason != "OOMKilled" {
+		p.Errorf("out of memory: exit code %d, reason %s", s.ExitCode, s.Reason)
+	}
+	if s := c.status(); s.Reason != "Error" {
+		p.Errorf("the other's reason is %s", s.Reason)
+	}
+	if got := witness.shell("cat /proc/sys/kernel/random/boot_id"); got != boot {
+		p.Error("the machine is another one")
+	}
+	if p.state() != runtimeapi.PodSandboxState_SANDBOX_READY {
+		p.Error("the pod is not ready")
+	}
+}
+
+func testStats(p *pod) {
+	c := p.start(p.script("head -c 4000000 /dev/zero >/dev/shm/fill; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo ready; sleep 1000"))
+	c.awaitLog("ready\n")
+	s := must(p.runtime.ContainerStats(p.ctx(), c.id))(p)
+	if s.Attributes.Id != c.id || s.Cpu.GetUsageCoreNanoSeconds().GetValue() == 0 || s.Memory.GetWorkingSetBytes().GetValue() < 2<<20 {
+		p.Errorf("container: %v", s)
+	}
+	if p.mode.handler == lab.HandlerPause {
+		return // the figures of such a pod are those of its cgroup on the host, not of the shim
+	}
+	ps := must(p.runtime.PodSandboxStats(p.ctx(), p.id))(p)
+	if ps.Attributes.Id != p.id || len(ps.Linux.Containers) == 0 || ps.Linux.Process.GetProcessCount().GetValue() == 0 ||
+		ps.Linux.Network.GetDefaultInterface().GetName() != "eth0" {
+		p.Errorf("pod: %v", ps)
+	}
+	if cpu, mem := ps.Linux.Cpu.GetUsageCoreNanoSeconds().GetValue(), ps.Linux.Memory.GetWorkingSetBytes().GetValue(); cpu < s.Cpu.UsageCoreNanoSeconds.Value || mem < 2<<20 {
+		p.Errorf("pod: cpu %d ns, memory %d", cpu, mem)
+	}
+}
