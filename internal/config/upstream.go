@@ -64,9 +64,6 @@ func no(what string) idleKey { return idleKey{only: false, why: what + " is not 
 // none is the same for a string or list that must be empty.
 func none(what string) idleKey { return idleKey{only: "", why: what + " is not implemented"} }
 
-// zero is the same for a number that must be 0.
-func zero(what string) idleKey { return idleKey{only: int64(0), why: what + " is not implemented"} }
-
 // upstream lists the keys of Kata Containers 4.1's QEMU configuration that are
 // not in the schema.
 var upstream = map[string]map[string]idleKey{
