@@ -36,8 +36,6 @@ const (
 type runtimeOptions struct {
 	// config says where the configuration comes from.
 	config config.LoadOptions
-	// cgroup is where a new daemon goes, below the root of every hierarchy; empty for none.
-	cgroup string
 	// notes are for the operator.
 	notes []string
 }
@@ -81,16 +79,16 @@ func loadOptions(a *anypb.Any) (o runtimeOptions, err error) {
 			o.config.Body = m.ConfigBody
 		}
 	case *runcoptions.Options:
-		o.cgroup = m.ShimCgroup
 		o.notes = idleNotes(m)
 	}
 	return o, nil
 }
 
-// honoured are runc's options that need no warning: the daemon's cgroup; the form
-// of cgroup paths, which a path shows by itself; and where a pod's Task API is,
-// which is for containerd and not for the shim.
-var honoured = []protoreflect.Name{"shim_cgroup", "systemd_cgroup", "task_api_address", "task_api_version"}
+// honoured are runc's options that need no warning: the form of cgroup paths,
+// which a path shows by itself, and where a pod's Task API is, which is for
+// containerd and not for the shim. (shim_cgroup would not last: the shim moves
+// into the pod's cgroup.)
+var honoured = []protoreflect.Name{"systemd_cgroup", "task_api_address", "task_api_version"}
 
 // idleNotes names, in one note, the options of runc that are set and mean
 // nothing for a virtual machine.

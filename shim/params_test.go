@@ -168,47 +168,22 @@ func TestLoadOptions(t *testing.T) {
 // TestRuncOptions: encoded by hand, so that it is the wire that is tested: field
 // numbers of containerd api/types/runc/options/oci.proto; 8 was criu_path up to 1.7.
 func TestRuncOptions(t *testing.T) {
-	for _, c := range []struct {
-		name, wire, cgroup, idle string
-	}{
-		{"none", "", "", ""},
-		{"honoured", "\x1a\x02/c\x48\x01\x62\x01a\x68\x03", "/c", ""},
-		{"ctr's", "\x32\x04crun\x3a\x09/run/runc\x48\x01", "", "binary_name, root"},
-		{"all", "\x08\x01\x10\x01\x1a\x02/c\x20\x01\x28\x01\x32\x01b\x3a\x01r\x48\x01\x52\x01i\x5a\x01w", "/c",
-			"binary_name, criu_image_path, criu_work_path, io_gid, io_uid, no_new_keyring, no_pivot_root, root"},
-		{"of containerd 1.7", "\x42\x04criu", "", ""},
+	for _, c := range []struct{ name, wire, idle string }{
+		{"none", "", ""},
+		{"honoured", "\x48\x01\x62\x01a\x68\x03", ""},
+		{"ctr's", "\x32\x04crun\x3a\x09/run/runc\x48\x01", "binary_name, root"},
+		{"all", "\x08\x01\x10\x01\x1a\x02/c\x20\x01\x28\x01\x32\x01b\x3a\x01r\x48\x01\x52\x01i\x5a\x01w",
+			"binary_name, criu_image_path, criu_work_path, io_gid, io_uid, no_new_keyring, no_pivot_root, root, shim_cgroup"},
+		{"of containerd 1.7", "\x42\x04criu", ""},
 	} {
 		o, err := loadOptions(&anypb.Any{TypeUrl: typeRuncOptions, Value: []byte(c.wire)})
 		var want []string
 		if c.idle != "" {
 			want = []string{"runc options without effect here: " + c.idle}
 		}
-		if err != nil || o.cgroup != c.cgroup || !slices.Equal(o.notes, want) || o.config.Path != "" {
-			t.Errorf("%s: %+v, %v; want cgroup %q and %q", c.name, o, err, c.cgroup, want)
+		if err != nil || !slices.Equal(o.notes, want) || o.config.Path != "" {
+			t.Errorf("%s: %+v, %v; want %q", c.name, o, err, want)
 		}
-	}
-}
-
-func TestJoinCgroup(t *testing.T) {
-	dir := t.TempDir()
-	roots := []string{dir + "/cpu", dir + "/memory", dir + "/pids"}
-	for _, root := range roots[:2] {
-		must(t, os.MkdirAll(root+"/kata/shims", 0o755))
-		must(t, os.WriteFile(root+"/kata/shims/cgroup.procs", nil, 0o644))
-	}
-	must(t, join(roots, "/kata/shims", 42))
-	must(t, join(roots, "../../kata/shims", 42))
-	for _, root := range roots[:2] {
-		if got, err := os.ReadFile(root + "/kata/shims/cgroup.procs"); err != nil || string(got) != "42" {
-			t.Errorf("%s: %q, %v", root, got, err)
-		}
-	}
-	if err := join(roots, "/nowhere", 42); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "/nowhere") {
-		t.Errorf("a cgroup that does not exist: %v", err)
-	}
-	must(t, os.MkdirAll(roots[2]+"/kata/shims/cgroup.procs", 0o755))
-	if err := join(roots, "/kata/shims", 42); err == nil {
-		t.Error("a failure in one hierarchy is ignored")
 	}
 }
 

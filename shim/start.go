@@ -84,7 +84,7 @@ func start(ctx context.Context, p *params, stdout io.Writer) error {
 		StateDir: cfg.Runtime.StateDir, Debug: p.Debug || cfg.Runtime.EnableDebug, Config: lo, Notes: notes,
 		OldStats: p.form() == bareAddress,
 	}
-	address, err := findOrFork(ctx, d, opts.cgroup)
+	address, err := findOrFork(ctx, d)
 	if err != nil {
 		return err
 	}
@@ -96,9 +96,8 @@ func start(ctx context.Context, p *params, stdout io.Writer) error {
 }
 
 // findOrFork returns the address of the pod's daemon. The state directory is
-// locked meanwhile, so two containers of one pod cannot both make it. cgroup is
-// where a new daemon goes, empty for that of containerd.
-func findOrFork(ctx context.Context, d daemonParams, cgroup string) (string, error) {
+// locked meanwhile, so two containers of one pod cannot both make it.
+func findOrFork(ctx context.Context, d daemonParams) (string, error) {
 	unlock, err := lockDir(d.StateDir)
 	if err != nil {
 		return "", err
@@ -123,7 +122,7 @@ func findOrFork(ctx context.Context, d daemonParams, cgroup string) (string, err
 	if err != nil {
 		return "", err
 	}
-	if err := fork(l, socket, d, cgroup); err != nil {
+	if err := fork(l, socket, d); err != nil {
 		return "", errors.Join(err, l.Close())
 	}
 	return address, l.Release()
@@ -147,7 +146,7 @@ func lockDir(dir string) (func(), error) {
 
 // fork leaves the daemon behind, in a mount namespace of its own. It inherits
 // the listening socket, so containerd can connect at once, and the ledger's lock.
-func fork(l *ledger.Ledger, socket string, d daemonParams, cgroup string) error {
+func fork(l *ledger.Ledger, socket string, d daemonParams) error {
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
 		return fmt.Errorf("shim socket: %w", err)
@@ -180,14 +179,6 @@ func fork(l *ledger.Ledger, socket string, d daemonParams, cgroup string) error 
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWNS}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the daemon: %w", err)
-	}
-	if cgroup != "" {
-		// It has no children before containerd knows its address.
-		if err := joinCgroup(cgroup, cmd.Process.Pid); err != nil {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-			return fmt.Errorf("runtime options: shim_cgroup: %w", err)
-		}
 	}
 	return cmd.Process.Release()
 }

@@ -5,9 +5,6 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -15,7 +12,6 @@ import (
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -116,26 +112,18 @@ func testOptions(b *box) {
 	if err := b.createWith("path", newSpec(b.T, "true"), gone); err == nil || !strings.Contains(err.Error(), gone.ConfigPath) {
 		b.Errorf("a missing configuration file: %v", err)
 	}
-	none := &runcoptions.Options{ShimCgroup: "/no/such/cgroup"}
-	if err := b.createWith("cgroup", newSpec(b.T, "true"), none); err == nil || !strings.Contains(err.Error(), "shim_cgroup") || !strings.Contains(err.Error(), none.ShimCgroup) {
-		b.Errorf("a missing cgroup: %v", err)
-	}
 }
 
 // testOutlives: the daemon is killed and started again; it finds its task, which
 // was started with options of runc.
 func testOutlives(b *box) {
-	cgroup := newCgroup(b.T)
-	if err := b.createWith("outlives", newSpec(b.T, "sleep", "1000"), &runcoptions.Options{ShimCgroup: cgroup, BinaryName: "/no/such/runc", NoPivotRoot: true}); err != nil {
+	if err := b.createWith("outlives", newSpec(b.T, "sleep", "1000"), &runcoptions.Options{ShimCgroup: "/c", BinaryName: "/no/such/runc", SystemdCgroup: true}); err != nil {
 		b.Fatal(err)
-	}
-	if got := readFile(b.T, fmt.Sprintf("/proc/%d/cgroup", b.family("outlives").vmm)); !strings.Contains(got, ":"+cgroup+"\n") {
-		b.Errorf("the machine is in %q, want it in %s with its shim", got, cgroup)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	if _, err := b.c.WaitLog(ctx, func(l string) bool {
-		return strings.Contains(l, "sandbox=outlives") && strings.Contains(l, "without effect here: binary_name, no_pivot_root")
+		return strings.Contains(l, "sandbox=outlives") && strings.Contains(l, "without effect here: binary_name, shim_cgroup")
 	}); err != nil {
 		b.Error(err)
 	}
@@ -150,32 +138,6 @@ func testOutlives(b *box) {
 		b.Errorf("after the restart the container runs in boot %s, before in %s", got, boot)
 	}
 	b.remove("outlives")
-}
-
-// newCgroup is a cgroup of one of the host's hierarchies, as an option names it.
-func newCgroup(t *testing.T) string {
-	t.Helper()
-	for line := range strings.Lines(readFile(t, "/proc/self/mounts")) {
-		f := strings.Fields(line)
-		if len(f) < 3 || !strings.HasPrefix(f[2], "cgroup") {
-			continue
-		}
-		dir, err := os.MkdirTemp(f[1], "kata-e2e-")
-		if errors.Is(err, os.ErrPermission) || errors.Is(err, unix.EROFS) {
-			continue
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := os.Remove(dir); err != nil {
-				t.Error(err)
-			}
-		})
-		return strings.TrimPrefix(dir, f[1])
-	}
-	t.Fatal("no cgroup hierarchy can be written")
-	return ""
 }
 
 // testFeatures: what containerd 2 and its CRI plugin learn about the runtime.
