@@ -48,6 +48,7 @@ type Env struct {
 	c        *lab.Containerd
 	dir      string // of the bench's own files
 	serial   int    // numbers the containers
+	cri      *criConnection
 	qemuPath string
 	bareArgs []string
 	phases   []string // of a start, in order
@@ -65,16 +66,17 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 		return nil, fmt.Errorf("bench: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	c, err := lab.Start(ctx, lab.Options{Version: o.Version, ShimDir: o.Bin, Snapshotter: o.Snapshotter, Kata: &lab.Kata{Images: o.Images}})
+	c, err := lab.Start(ctx, lab.Options{Version: o.Version, ShimDir: o.Bin, Snapshotter: o.Snapshotter, CRI: true, Kata: &lab.Kata{Images: o.Images}})
 	if err != nil {
 		return nil, err
 	}
 	// The clean-up must happen after an interrupt too; it has its own bounds.
 	defer func() { err = errors.Join(err, c.Stop(context.WithoutCancel(ctx))) }()
 	e := &Env{o: o, c: c, dir: dir}
-	if err := c.ImportBusybox(ctx); err != nil {
+	if e.cri, err = e.connectCRI(ctx); err != nil {
 		return nil, err
 	}
+	defer func() { err = errors.Join(err, e.cri.Close(context.WithoutCancel(ctx))) }()
 	fmt.Fprintln(o.Progress, "first pod")
 	if err := e.learn(ctx); err != nil {
 		return nil, e.explain(err)
@@ -110,6 +112,8 @@ func (e *Env) Probes() []Probe {
 		e.coldStart(Kata), e.coldStart(Runc),
 		e.pod(Kata), e.pod(Runc),
 		e.rawVsock(), e.streams(),
+		e.pods(Kata), e.pods(Runc),
+		e.crowd(4), e.crowd(16),
 		e.idle(),
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
 // Unit is what the numbers of a row count.
@@ -95,10 +96,20 @@ func reference(r, other Result) string {
 		return BaseRow
 	case r.Name == other.Name && r.Runtime == Kata && other.Runtime != Kata:
 		return other.Runtime
+	case other.Runtime == Bare && r.Runtime == Kata && sameCrowd(r.Name, other.Name):
+		return other.Name
 	case r.Name == stdioOut && other.Name == vsockUp, r.Name == stdioIn && other.Name == vsockDown:
 		return other.Name
 	}
 	return ""
+}
+
+// sameCrowd tells whether two rows are of the same number of pods and of bare
+// machines at one time.
+func sameCrowd(pods, bare string) bool {
+	a, isPods := strings.CutPrefix(pods, podsRow)
+	b, isBare := strings.CutPrefix(bare, BaseRow+"-")
+	return isPods && isBare && a == b
 }
 
 func ratioAllowed(r, other Result) bool {

@@ -29,6 +29,10 @@ var targets = []target{
 	{stdioIn, vsockDown, 0.5},
 	{exitEvent, "", 50},
 	{killExit, "", 100},
+	{podStart, BaseRow, 1.3},
+	{podFurther, BaseRow, 0.4},
+	{podDelete, BaseRow, 0.3},
+	{podsAtOnce(16), bareAtOnce(16), 1.3},
 }
 
 // judge says of each target whether the results reach it. Too few samples are no verdict.

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	criapi "k8s.io/cri-api/pkg/apis"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	criclient "k8s.io/cri-client/pkg"
+
+	"github.com/kata-v2/kata/integration/lab"
+)
+
+// The rows of pods through the CRI.
+const (
+	podStart   = "pod-start"
+	podFurther = "pod-further"
+	podExec    = "pod-exec"
+	podDelete  = "pod-delete"
+)
+
+// podsRow begins the names of the rows of pods at one time.
+const podsRow = "pods-"
+
+func podsAtOnce(n int) string { return fmt.Sprintf("%s%d", podsRow, n) }
+func bareAtOnce(n int) string { return fmt.Sprintf("%s-%d", BaseRow, n) }
+
+// criConnection is the CRI of the bench's containerd, as the kubelet reaches it.
+type criConnection struct{ criapi.RuntimeService }
+
+func (e *Env) connectCRI(ctx context.Context) (*criConnection, error) {
+	if err := e.c.ImportCRI(ctx); err != nil {
+		return nil, err
+	}
+	s, err := criclient.NewRemoteRuntimeServiceBuilder().
+		WithEndpoint(e.c.Endpoint()).WithConnectionTimeout(callTimeout).WithTracerProvider(nil).Build(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("bench: CRI: %w", err)
+	}
+	return &criConnection{s}, nil
+}
+
+// handler is the CRI's name for a runtime: for Kata the one without a pause
+// container where containerd has that.
+func (e *Env) handler(runtime string) string {
+	switch {
+	case runtime == Runc:
+		return lab.HandlerRunc
+	case strings.HasPrefix(e.o.Version, "1."):
+		return lab.HandlerPause
+	}
+	return lab.HandlerSandbox
+}
+
+// criPod is a pod of the bench.
+type criPod struct {
+	e      *Env
+	id     string
+	config *runtimeapi.PodSandboxConfig
+	serial int
+}
+
+// startPod runs a pod with one container: the way of the kubelet from
+// RunPodSandbox to the answer of StartContainer.
+func (e *Env) startPod(ctx context.Context, name, runtime string, args ...string) (*criPod, error) {
+	p := &criPod{e: e, config: &runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Uid: name, Namespace: "bench"}, Hostname: name, LogDirectory: e.dir,
+		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
+		}},
+	}}
+	var err error
+	if p.id, err = e.cri.RunPodSandbox(ctx, p.config, e.handler(runtime)); err != nil {
+		return nil, fmt.Errorf("pod %s: %w", name, err)
+	}
+	if _, err := p.container(ctx, args...); err != nil {
+		return nil, errors.Join(fmt.Errorf("pod %s: %w", name, err), p.remove(context.WithoutCancel(ctx)))
+	}
+	return p, nil
+}
+
+// container adds a container and starts it.
+func (p *criPod) container(ctx context.Context, args ...string) (string, error) {
+	p.serial++
+	name := fmt.Sprintf("c%d", p.serial)
+	id, err := p.e.cri.CreateContainer(ctx, p.id, &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: lab.BusyboxImage},
+		Command: args, LogPath: p.config.Metadata.Name + "-" + name + ".log",
+		Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
+		}},
+	}, p.config)
+	if err != nil {
+		return "", err
+	}
+	return id, p.e.cri.StartContainer(ctx, id)
+}
+
+func (p *criPod) remove(ctx context.Context) error {
+	return errors.Join(p.e.cri.StopPodSandbox(ctx, p.id), p.e.cri.RemovePodSandbox(ctx, p.id))
+}
+
+// pods measures one pod through the CRI: its start with a first container, a
+// further container, an exec, its network, and its removal.
+func (e *Env) pods(runtime string) Probe {
+	row := func(name string, unit Unit) Row { return Row{name, runtime, unit} }
+	rows := []Row{
+		row(podStart, Milliseconds), row(podFurther, Milliseconds), row(podExec, Milliseconds), row(podDelete, Milliseconds),
+		row(tcpRTT, Milliseconds), row(tcpIn, MegabytesPerSecond), row(tcpOut, MegabytesPerSecond),
+	}
+	return Probe{Rows: rows, Take: func(ctx context.Context, add Add) (err error) {
+		ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
+		defer cancel()
+		timed := func(r Row, f func() error) error {
+			began := time.Now()
+			err := f()
+			if err == nil {
+				add(r, milliseconds(time.Since(began)))
+			}
+			return err
+		}
+		var p *criPod
+		if err := timed(rows[0], func() (err error) { p, err = e.startPod(ctx, e.id(), runtime, "sh", "-c", netServers); return err }); err != nil {
+			return err
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, p.remove(context.WithoutCancel(ctx)))
+			}
+		}()
+		var second string
+		if err := timed(rows[1], func() (err error) { second, err = p.container(ctx, "sleep", "100000"); return err }); err != nil {
+			return err
+		}
+		if err := timed(rows[2], func() error { _, _, err := e.cri.ExecSync(ctx, second, []string{"true"}, callTimeout); return err }); err != nil {
+			return err
+		}
+		if err := e.measureNetwork(ctx, p, runtime, add); err != nil {
+			return err
+		}
+		return timed(rows[3], func() error { return p.remove(ctx) })
+	}}
+}
+
+// crowd measures how long n pods take that are started at one time, and how long
+// n bare machines do.
+func (e *Env) crowd(n int) Probe {
+	pods, bare := Row{podsAtOnce(n), Kata, Milliseconds}, Row{bareAtOnce(n), Bare, Milliseconds}
+	return Probe{Rows: []Row{pods, bare}, Take: func(ctx context.Context, add Add) error {
+		ctx, cancel := context.WithTimeout(ctx, time.Duration(n)*callTimeout)
+		defer cancel()
+		began := time.Now()
+		_, err := all(n, func(int) (float64, error) { return bootBare(ctx, e.qemuPath, e.bareArgs) })
+		if err != nil {
+			return err
+		}
+		add(bare, milliseconds(time.Since(began)))
+		names := make([]string, n)
+		for i := range names {
+			names[i] = e.id()
+		}
+		began = time.Now()
+		started, err := all(n, func(i int) (*criPod, error) { return e.startPod(ctx, names[i], Kata, "sleep", "100000") })
+		took := time.Since(began)
+		_, rerr := all(n, func(i int) (struct{}, error) {
+			if started[i] == nil {
+				return struct{}{}, nil
+			}
+			return struct{}{}, started[i].remove(context.WithoutCancel(ctx))
+		})
+		if err = errors.Join(err, rerr); err == nil {
+			add(pods, milliseconds(took))
+		}
+		return err
+	}}
+}
+
+// all runs f n times at once and waits for all of them.
+func all[T any](n int, f func(i int) (T, error)) ([]T, error) {
+	out, errs := make([]T, n), make([]error, n)
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() { out[i], errs[i] = f(i) })
+	}
+	wg.Wait()
+	return out, errors.Join(errs...)
+}
