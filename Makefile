@@ -99,6 +99,14 @@ fuzz: ## every fuzz target for 30 s (FUZZTIME=…)
 		done; \
 	done
 
+# RUN picks checks (go test -run TestKubernetes/RUN), HANDLER another runtime handler.
+.PHONY: test-k8s
+test-k8s: image ## run the checks on a Kubernetes node of our own
+	$(call step,test-k8s)
+	@scripts/kubernetes.sh
+	@KATA_KUBERNETES=$(KATA_CACHE)/kubernetes HANDLER=$(HANDLER) \
+		go test -count=1 -v -timeout 45m -run 'TestKubernetes/$(RUN)' ./integration/kubernetes
+
 .PHONY: run
 run: image ## run one container in a virtual machine under containerd
 	$(call step,run)
