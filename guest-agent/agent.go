@@ -23,6 +23,7 @@ import (
 	"github.com/kata-v2/kata/guest-agent/engine"
 	"github.com/kata-v2/kata/guest-agent/network"
 	"github.com/kata-v2/kata/guest-agent/pod"
+	"github.com/kata-v2/kata/guest-agent/podinit"
 	"github.com/kata-v2/kata/guest-agent/reaper"
 	"github.com/kata-v2/kata/guest-agent/rpc"
 	"github.com/kata-v2/kata/guest-agent/storage"
@@ -173,7 +174,8 @@ func (a *agent) service(ctx context.Context) (*rpc.Service, error) {
 			}
 			return m.Create(id)
 		},
-		Storage: store, Finder: finder, Hub: a.hub, Modules: a.modules, Params: a.params, Log: a.log,
+		PIDHolder: func(ctx context.Context) (int, <-chan reaper.Status, error) { return podinit.Start(ctx, a.reaper) },
+		Storage:   store, Finder: finder, Hub: a.hub, Modules: a.modules, Params: a.params, Log: a.log,
 		RunDir: protocols.GuestRunDir, NSDir: "/var/run/sandbox-ns", SysctlDir: "/proc/sys",
 	})
 	return &rpc.Service{

@@ -16,12 +16,17 @@ import (
 	"os"
 
 	guestagent "github.com/kata-v2/kata/guest-agent"
+	"github.com/kata-v2/kata/guest-agent/podinit"
 )
 
 // version is set by the linker.
 var version = "dev"
 
 func main() {
+	if os.Args[0] == podinit.Name {
+		fmt.Fprintln(os.Stderr, podinit.Main())
+		os.Exit(1)
+	}
 	if len(os.Args) > 1 && (os.Args[1] == "--version" || os.Args[1] == "-v") {
 		fmt.Println("kata-agent version " + version)
 		return

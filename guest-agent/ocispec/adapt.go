@@ -28,6 +28,12 @@ func InPod(s *specs.Spec) bool {
 	return false
 }
 
+// IsPause says whether the container is the pod's pause container, which exists
+// for the namespaces that the others join.
+func IsPause(s *specs.Spec) bool {
+	return s.Annotations[annotationKataType] == "pod_sandbox" || s.Annotations[annotationCRIType] == "sandbox"
+}
+
 // Wants says whether s lists a namespace of type t without a path, that is a new
 // one or the pod's.
 func Wants(s *specs.Spec, t specs.LinuxNamespaceType) bool {

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/kata-v2/kata/guest-agent/agentlog"
 	"github.com/kata-v2/kata/guest-agent/engine"
 	"github.com/kata-v2/kata/guest-agent/fault"
 	"github.com/kata-v2/kata/guest-agent/ocispec"
@@ -48,6 +49,7 @@ type Container struct {
 	bundle    string
 	group     Group
 	storages  []string // mount points, in the order they were made
+	sharedPID bool     // its processes do not end with its first one by themselves
 	poststart bool
 	poststop  bool
 	watchers  sync.WaitGroup // of processes and of the OOM counter
@@ -87,6 +89,12 @@ func (c *Container) processGone(pr *Process) {
 	c.mu.Lock()
 	c.state = Stopped
 	c.mu.Unlock()
+	if !c.sharedPID {
+		return // the kernel ends a PID namespace with its first process
+	}
+	if err := c.group.Kill(); err != nil {
+		c.pod.cfg.Log.Warn("processes of an ended container", agentlog.KeyContainer, c.ID, agentlog.KeyError, err.Error())
+	}
 }
 
 // Process finds a process: the init when execID is empty or the container's id.

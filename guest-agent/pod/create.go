@@ -111,22 +111,24 @@ func (p *Pod) create(ctx context.Context, req *agentpb.CreateContainerRequest, s
 	if err := applyUser(spec, req.StringUser); err != nil {
 		return nil, err
 	}
-	place, made, err := p.placement(ctx, spec, req.SandboxPidns)
+	place, err := p.placement(ctx, spec, req.SandboxPidns)
 	if err != nil {
 		return nil, err
 	}
-	pid := 0
-	defer func() { made(pid) }()
+	pause := ocispec.IsPause(spec)
 	resources, sysctls := ocispec.Adapt(spec, place)
 	if err := p.setSysctls(sysctls); err != nil {
 		return nil, err
 	}
+	c.sharedPID = place.SharedPID
 	c.poststart = spec.Hooks != nil && len(spec.Hooks.Poststart) > 0
 	c.poststop = spec.Hooks != nil && len(spec.Hooks.Poststop) > 0
 	if err := p.makeInit(ctx, c, req, spec, resources, undo); err != nil {
 		return nil, err
 	}
-	pid = c.init.PID()
+	if pause {
+		p.holdPIDNS(c.init.PID())
+	}
 	return c, nil
 }
 
@@ -203,17 +205,16 @@ func (c *Container) watchOOM() {
 }
 
 // placement finds the namespaces that the container joins.
-func (p *Pod) placement(ctx context.Context, spec *specs.Spec, sharedPID bool) (ocispec.Placement, func(int), error) {
+func (p *Pod) placement(ctx context.Context, spec *specs.Spec, sharedPID bool) (ocispec.Placement, error) {
 	var place ocispec.Placement
 	var err error
-	made := func(int) {}
 	if ocispec.InPod(spec) {
 		for t, dst := range map[specs.LinuxNamespaceType]*string{specs.IPCNamespace: &place.IPC, specs.UTSNamespace: &place.UTS} {
 			if !ocispec.Wants(spec, t) {
 				continue
 			}
 			if *dst, err = p.ns.path(t); err != nil {
-				return place, made, err
+				return place, err
 			}
 		}
 	}
@@ -222,11 +223,11 @@ func (p *Pod) placement(ctx context.Context, spec *specs.Spec, sharedPID bool) (
 	p.mu.Unlock()
 	if sharedPID {
 		place.SharedPID = true
-		if place.PID, made, err = p.sharedPID(ctx); err != nil {
-			return place, func(int) {}, err
+		if place.PID, err = p.sharedPID(ctx); err != nil {
+			return place, err
 		}
 	}
-	return place, made, nil
+	return place, nil
 }
 
 // setSysctls writes the parameters that act on the guest as a whole.

@@ -14,6 +14,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/guest-agent/reaper"
 )
 
 // namespaces are the pod's own, made when the first container joins and bound to
@@ -63,54 +65,95 @@ func (n *namespaces) path(t specs.LinuxNamespaceType) (string, error) {
 	return p, nil
 }
 
-// pidns is the pid namespace that containers of the pod share: that of the first
-// one which asked for it (the pause container of Kubernetes).
+// pidns is the PID namespace that containers of the pod share: that of the pause
+// container where there is one, else of a process that is there for nothing else.
+// It is never that of an ordinary container, which may end before the others.
 type pidns struct {
-	ready chan struct{} // closed when path is known or making it failed
-	path  string        // empty: failed
+	ready chan struct{}        // closed when path is known or making it failed
+	path  string               // empty: failed
+	gone  <-chan reaper.Status // yields when the process that is there for it ended; nil with a pause container
+	over  bool                 // guarded by the pod's mu; gone has yielded
 }
 
-// sharedPID returns the path to join, or an empty one to the container that is to
-// make the namespace; that one must call made.
-func (p *Pod) sharedPID(ctx context.Context) (path string, made func(pid int), err error) {
+// sharedPID returns the path of the pod's PID namespace, which the first caller makes.
+func (p *Pod) sharedPID(ctx context.Context) (string, error) {
 	for {
 		p.mu.Lock()
 		ns := p.pidns
-		if ns == nil {
+		mine := ns == nil || ns.ended()
+		if mine {
 			ns = &pidns{ready: make(chan struct{})}
 			p.pidns = ns
-			p.mu.Unlock()
-			return "", func(pid int) { p.pidMade(ns, pid) }, nil
 		}
 		p.mu.Unlock()
+		if mine {
+			return p.makePIDNS(ctx, ns)
+		}
 		select {
 		case <-ns.ready:
 		case <-ctx.Done():
-			return "", nil, context.Cause(ctx)
+			return "", context.Cause(ctx)
 		}
 		if ns.path != "" {
-			return ns.path, func(int) {}, nil
+			return ns.path, nil
 		}
 	}
 }
 
-// pidMade records the namespace of process pid; 0 says that it was not made.
-func (p *Pod) pidMade(ns *pidns, pid int) {
-	p.mu.Lock()
-	if pid > 0 {
-		ns.path = fmt.Sprintf("/proc/%d/ns/pid", pid)
-	} else if p.pidns == ns {
-		p.pidns = nil
+// ended tells whether the namespace was made and has ended with its first
+// process. The caller holds the pod's mu.
+func (n *pidns) ended() bool {
+	select {
+	case <-n.ready:
+	default:
+		return false
 	}
-	p.mu.Unlock()
-	close(ns.ready)
+	select {
+	case <-n.gone:
+		n.over = true
+	default:
+	}
+	return n.over
 }
 
-// dropPIDNS forgets the shared namespace when the container that holds it goes.
+// makePIDNS starts the process that holds the namespace, and tells those who wait.
+func (p *Pod) makePIDNS(ctx context.Context, ns *pidns) (string, error) {
+	pid, gone, err := p.cfg.PIDHolder(ctx)
+	if err != nil {
+		p.forgetPIDNS(ns)
+		err = fmt.Errorf("pod's pid namespace: %w", err)
+	} else {
+		ns.path, ns.gone = pidNSPath(pid), gone
+	}
+	close(ns.ready)
+	return ns.path, err
+}
+
+func pidNSPath(pid int) string { return fmt.Sprintf("/proc/%d/ns/pid", pid) }
+
+// holdPIDNS makes the namespace of a pause container the pod's, unless there is one.
+func (p *Pod) holdPIDNS(pid int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidns == nil {
+		p.pidns = &pidns{ready: make(chan struct{}), path: pidNSPath(pid)}
+		close(p.pidns.ready)
+	}
+}
+
+func (p *Pod) forgetPIDNS(ns *pidns) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidns == ns {
+		p.pidns = nil
+	}
+}
+
+// dropPIDNS forgets the shared namespace when the pause container that holds it goes.
 func (p *Pod) dropPIDNS(pid int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.pidns != nil && p.pidns.path == fmt.Sprintf("/proc/%d/ns/pid", pid) {
+	if p.pidns != nil && p.pidns.gone == nil && p.pidns.path == pidNSPath(pid) {
 		p.pidns = nil
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/kata-v2/kata/guest-agent/devices"
 	"github.com/kata-v2/kata/guest-agent/engine"
 	"github.com/kata-v2/kata/guest-agent/fault"
+	"github.com/kata-v2/kata/guest-agent/reaper"
 	"github.com/kata-v2/kata/guest-agent/storage"
 	"github.com/kata-v2/kata/guest-agent/streams"
 	"github.com/kata-v2/kata/protocols/agentpb"
@@ -45,6 +46,9 @@ type Config struct {
 	Modules *boot.Modules
 	Params  boot.Params
 	Log     *slog.Logger
+	// PIDHolder starts a process in a new PID namespace that does nothing but
+	// hold it, and returns its pid and the channel that tells its end.
+	PIDHolder func(context.Context) (int, <-chan reaper.Status, error)
 	// RunDir is protocols.GuestRunDir, NSDir where the pod's namespaces are bound,
 	// SysctlDir is /proc/sys; tests have others.
 	RunDir, NSDir, SysctlDir string

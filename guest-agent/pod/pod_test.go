@@ -406,26 +406,90 @@ func TestExecRacesWithRemoval(t *testing.T) {
 	}
 }
 
+// Containers that share a PID namespace join one that none of them holds.
 func TestSharedPID(t *testing.T) {
 	p, w := newPod(t)
-	for _, id := range []string{"a", "b"} {
+	started, gone := 0, make(chan reaper.Status, 1)
+	p.cfg.PIDHolder = func(context.Context) (int, <-chan reaper.Status, error) {
+		started++
+		if started == 1 {
+			return 0, nil, errors.New("no memory")
+		}
+		return os.Getpid() + started, gone, nil
+	}
+	create := func(id string) string {
+		t.Helper()
 		req := request(id, "sleep 100")
 		req.SandboxPidns = true
 		if err := createErr(t, p, req); err != nil {
 			t.Fatal(err)
 		}
+		return w.specs[id].Linux.Namespaces[0].Path
 	}
-	path := func(id string) string { return w.specs[id].Linux.Namespaces[0].Path }
-	if path("a") != "" || !strings.HasPrefix(path("b"), "/proc/") {
-		t.Errorf("paths %q and %q", path("a"), path("b"))
+	req := request("x", "sleep 100")
+	req.SandboxPidns = true
+	if err := createErr(t, p, req); err == nil || !strings.Contains(err.Error(), "no memory") {
+		t.Errorf("a holder that does not start: %v", err)
+	}
+	first := create("a")
+	if first != pidNSPath(os.Getpid()+2) || create("b") != first {
+		t.Errorf("paths %q and another", first)
 	}
 	if err := p.RemoveContainer(bound(t), "a"); err != nil {
 		t.Fatal(err)
 	}
-	req := request("c", "sleep 100")
+	if got := create("c"); got != first {
+		t.Errorf("after the end of one container: %q, before %q", got, first)
+	}
+	gone <- reaper.Status{Code: 137}
+	if got := create("d"); got == first || started != 3 {
+		t.Errorf("joined a dead namespace: %q", got)
+	}
+}
+
+// A container whose PID namespace goes on ends with its first process all the same.
+func TestSharedPIDEndsAll(t *testing.T) {
+	p, _ := newPod(t)
+	p.cfg.PIDHolder = func(context.Context) (int, <-chan reaper.Status, error) { return os.Getpid(), nil, nil }
+	req := request("a", "sleep 100")
 	req.SandboxPidns = true
-	if err := createErr(t, p, req); err != nil || path("c") != "" {
-		t.Errorf("joined a dead namespace: %q, %v", path("c"), err)
+	if err := createErr(t, p, req); err != nil {
+		t.Fatal(err)
+	}
+	c, err := p.Container("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(bound(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := execErr(t, c, "e", &agentpb.Process{Args: []string{"sleep 100"}}, Ports{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Signal("a", unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if code, err := c.Wait(bound(t), "e"); code != 137 || err != nil {
+		t.Errorf("the other process: %d, %v", code, err)
+	}
+}
+
+// A pause container's PID namespace is the one to share.
+func TestSharedPIDOfPause(t *testing.T) {
+	p, w := newPod(t)
+	pause := request("pause", "sleep 100")
+	pause.OCI.Annotations = map[string]string{"io.kubernetes.cri.container-type": "sandbox"}
+	if err := createErr(t, p, pause); err != nil {
+		t.Fatal(err)
+	}
+	c, err := p.Container("pause")
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := request("a", "sleep 100")
+	req.SandboxPidns = true
+	if err := createErr(t, p, req); err != nil || w.specs["a"].Linux.Namespaces[0].Path != pidNSPath(c.Init().PID()) {
+		t.Errorf("joined %q, %v; want that of process %d", w.specs["a"].Linux.Namespaces, err, c.Init().PID())
 	}
 }
 

@@ -162,3 +162,52 @@ func testStats(p *pod) {
 		p.Errorf("pod: cpu %d ns, memory %d", cpu, mem)
 	}
 }
+
+// TestSharedProcesses: with shareProcessNamespace the containers see each other's
+// processes, none is the namespace's first, and each ends for itself.
+func TestSharedProcesses(t *testing.T) { each(t, testSharedProcesses) }
+
+func testSharedProcesses(b *box) {
+	p := b.run(func(c *runtimeapi.PodSandboxConfig) {
+		c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	})
+	one := p.start(p.containerConfig("sleep", "4242"))
+	two := p.start(p.script("trap 'exit 0' TERM; (sleep 5353 & exec sleep 5354) & while :; do sleep 0.1; done"))
+	three := p.start(p.containerConfig("sleep", "6464"))
+	ps := two.shell("ps -o pid,args")
+	for _, want := range []string{"sleep 4242", "sleep 5353", "sleep 6464"} {
+		if !strings.Contains(ps, want) {
+			b.Errorf("%q is not seen:\n%s", want, ps)
+		}
+	}
+	if strings.Contains(ps, " 1 sleep") || strings.Contains(ps, " 1 sh -c trap 'exit 0' TERM; (sleep") {
+		b.Errorf("a container is the namespace's init:\n%s", ps)
+	}
+	if got := two.shell("ls /proc/1/root/run/kata-containers /proc/1/root/init 2>/dev/null || echo none"); got != "none" {
+		b.Errorf("the init's root file system shows %q", got)
+	}
+	// The first one ends: the rest goes on.
+	one.stop(0)
+	one.removeNow()
+	if ps := three.shell("ps -o args"); strings.Contains(ps, "4242") || !strings.Contains(ps, "5353") {
+		b.Errorf("after the end of the first:\n%s", ps)
+	}
+	// All of a container's processes end with it, and nobody else's.
+	two.stop(5)
+	if s := two.status(); s.ExitCode != 0 {
+		b.Errorf("exit code %d", s.ExitCode)
+	}
+	two.removeNow()
+	if ps := three.shell("ps -o args"); strings.Contains(ps, "535") || !strings.Contains(ps, "6464") {
+		b.Errorf("after the end of the second:\n%s", ps)
+	}
+	four := p.sleeper()
+	if ps := four.shell("ps -o args"); !strings.Contains(ps, "6464") {
+		b.Errorf("a later container sees\n%s", ps)
+	}
+	// Orphans are reaped.
+	four.shell("(sleep 0.1 & exec true) & sleep 0.5")
+	if ps := four.shell("ps -o stat,args | grep '^Z' || echo none"); ps != "none" {
+		b.Errorf("zombies: %s", ps)
+	}
+}
