@@ -61,6 +61,9 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 		if _, err := s.running(); err != nil {
 			return nil, err
 		}
+		if !pod.SharePID && sharesPIDNamespace(cc.Spec) {
+			return nil, fmt.Errorf("linux.namespaces (pid): the pod shares no PID namespace, and joining that of one container is not implemented; share it in the pod (shareProcessNamespace): %w", errdefs.ErrNotImplemented)
+		}
 		cc.Spec = joinPod(cc.Spec, pod)
 	} else {
 		p := PodFromSpec(cc.Spec)

@@ -70,6 +70,19 @@ func TestPrepareAfterAContainer(t *testing.T) {
 	is(t, "prepare", p.Prepare(PodConfig{}, nil, nil), errdefs.IsAlreadyExists)
 }
 
+// The pod's PID namespace is joined only where the pod has one.
+func TestPIDNamespaceOfAPod(t *testing.T) {
+	for _, share := range []bool{false, true} {
+		p := newPod(t)
+		must(t, p.Prepare(PodConfig{SharePID: share}, nil, nil))
+		must(t, p.Start(bounded(t)))
+		cc := p.container("c1", "true")
+		cc.Spec.Linux.Namespaces[1].Path = "/proc/7/ns/pid"
+		_, err := p.CreateContainer(bounded(t), cc)
+		is(t, "join", err, map[bool]func(error) bool{false: errdefs.IsNotImplemented}[share])
+	}
+}
+
 func TestPrepareRefusesTheHostsNetwork(t *testing.T) {
 	p := newPod(t)
 	err := p.Prepare(PodConfig{NetNSPath: "/proc/self/ns/net"}, nil, nil)

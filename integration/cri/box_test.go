@@ -32,11 +32,10 @@ func newBox(t *testing.T, m mode) *box {
 	t.Helper()
 	b := &box{T: t, node: nodeOf(t, m.version), mode: m}
 	c := b.c
-	scope := leak.Scope{Patterns: []string{
+	scope := leak.Scope{Patterns: append(c.CNIState(),
 		filepath.Join(c.PodsDir(), "[^.]*"), filepath.Join(c.StateDir(), "*task*", "*", "*"),
 		filepath.Join(c.StateDir(), "*sandbox*", "*", "*"), filepath.Join(c.StateDir(), "*cri*", "netns", "*"),
-		filepath.Join(c.Root, "cni", "ipam", "lab", "[0-9]*"), "/var/lib/cni/results/lab-*",
-	}}
+	)}
 	before, err := scope.Take()
 	if err != nil {
 		t.Fatal(err)

@@ -85,6 +85,17 @@ func (c *Containerd) Endpoint() string { return "unix://" + c.Address }
 
 func (c *Containerd) cniDir() string { return filepath.Join(c.Root, "cni") }
 
+// cniName is the network's name, one for each lab: CNI keeps all results in one place.
+func (c *Containerd) cniName() string { return filepath.Base(c.Root) }
+
+// cniResults matches the results that CNI keeps of this lab's live pods.
+func (c *Containerd) cniResults() string { return filepath.Join(cniCache, "results", c.cniName()+"-*") }
+
+// CNIState matches what CNI keeps of this lab's live pods: addresses and results.
+func (c *Containerd) CNIState() []string {
+	return []string{filepath.Join(c.cniDir(), "ipam", c.cniName(), "[0-9]*"), c.cniResults()}
+}
+
 // prepareCRI makes the lab's network and writes its CNI configuration.
 func (c *Containerd) prepareCRI() (err error) {
 	if _, err := os.Stat(filepath.Join(cniPlugins, "bridge")); err != nil {
@@ -95,14 +106,14 @@ func (c *Containerd) prepareCRI() (err error) {
 	}
 	conf := fmt.Sprintf(`{
   "cniVersion": "1.0.0",
-  "name": "lab",
+  "name": %q,
   "plugins": [
     {"type": "bridge", "bridge": "pods0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
      "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": %q}]], "routes": [{"dst": "0.0.0.0/0"}]}},
     {"type": "portmap", "capabilities": {"portMappings": true}}
   ]
 }
-`, filepath.Join(c.cniDir(), "ipam"), PodSubnet)
+`, c.cniName(), filepath.Join(c.cniDir(), "ipam"), PodSubnet)
 	if err := os.WriteFile(filepath.Join(c.cniDir(), "10-lab.conflist"), []byte(conf), 0o644); err != nil {
 		return fmt.Errorf("lab: CNI configuration: %w", err)
 	}
@@ -196,7 +207,7 @@ func (c *Containerd) closeCRI() error {
 		return nil
 	}
 	c.net.thread.Close()
-	left, _ := filepath.Glob(filepath.Join(cniCache, "results", "lab-*"))
+	left, _ := filepath.Glob(c.cniResults())
 	errs := make([]error, 0, len(left))
 	for _, f := range left {
 		errs = append(errs, fmt.Errorf("CNI result %s was left", f), os.Remove(f))
