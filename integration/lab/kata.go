@@ -47,6 +47,9 @@ func (k Kata) toml(pods string) string {
 		"hypervisor.qemu.manifest":    quote(filepath.Join(k.Images, images.ManifestFile)),
 		"hypervisor.qemu.accelerator": quote("auto"),
 		"runtime.state_dir":           quote(pods),
+		// Without KVM, with all cores taken by other pods, a start takes many times
+		// as long as on a machine that pods are meant for.
+		"agent.kata.launch_process_timeout": "60",
 	}
 	for key, v := range k.Set {
 		values[key] = v
