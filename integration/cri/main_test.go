@@ -5,8 +5,6 @@ package cri
 import (
 	"context"
 	"errors"
-	"flag"
-	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -46,29 +44,12 @@ var nodes = map[string]*node{}
 
 // TestMain ends the nodes and looks for leftovers of the whole run.
 func TestMain(m *testing.M) {
-	flag.Parse()
-	if testing.Short() {
-		fmt.Println("cri: every test boots machines and needs what make sets up; none runs with -short")
-		os.Exit(0)
-	}
-	before, err := leak.Take()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "cri:", err)
-		os.Exit(1)
-	}
-	code := m.Run()
-	for _, n := range nodes {
-		err = errors.Join(err, n.stop())
-	}
-	left, lerr := leak.Scope{}.Settle(before, leak.SettleTime)
-	if err = errors.Join(err, lerr); len(left) > 0 {
-		err = errors.Join(err, fmt.Errorf("left behind by the whole run:\n%s", leak.Format(left)))
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "cri:", err)
-		code = max(code, 1)
-	}
-	os.Exit(code)
+	os.Exit(leak.Main(m, "cri", func() (err error) {
+		for _, n := range nodes {
+			err = errors.Join(err, n.stop())
+		}
+		return err
+	}))
 }
 
 // nodeOf returns the shared node of a version.

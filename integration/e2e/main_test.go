@@ -5,8 +5,6 @@ package e2e
 import (
 	"context"
 	"errors"
-	"flag"
-	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -30,36 +28,16 @@ var shared struct {
 	err  error
 }
 
-// TestMain ends the shared containerd and looks for leftovers of the whole run:
-// what the tests' own checks see before and after alike, the daemon's start and
-// end, is only seen here.
+// TestMain ends the shared containerd and looks for leftovers of the whole run.
 func TestMain(m *testing.M) {
-	flag.Parse()
-	if testing.Short() {
-		fmt.Println("e2e: every test boots machines and needs what make sets up; none runs with -short")
-		os.Exit(0)
-	}
-	before, err := leak.Take()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "e2e:", err)
-		os.Exit(1)
-	}
-	code := m.Run()
-	if shared.c != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-		err = shared.c.Stop(ctx)
-		cancel()
-	}
-	err = errors.Join(err, os.RemoveAll(work.dir))
-	left, lerr := leak.Scope{}.Settle(before, leak.SettleTime)
-	if err = errors.Join(err, lerr); len(left) > 0 {
-		err = errors.Join(err, fmt.Errorf("left behind by the whole run:\n%s", leak.Format(left)))
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "e2e:", err)
-		code = max(code, 1)
-	}
-	os.Exit(code)
+	os.Exit(leak.Main(m, "e2e", func() (err error) {
+		if shared.c != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+			defer cancel()
+			err = shared.c.Stop(ctx)
+		}
+		return errors.Join(err, os.RemoveAll(work.dir))
+	}))
 }
 
 // work is a directory for what several tests use, made on first use.
