@@ -139,9 +139,12 @@ func (b *box) run(change ...func(*runtimeapi.PodSandboxConfig)) *pod {
 	return p
 }
 
-// remove stops and removes the pod; it may be gone.
+// remove stops and removes the pod; it may be gone, which containerd 1.6 calls an error.
 func (p *pod) remove() {
 	p.Helper()
+	if len(must(p.runtime.ListPodSandbox(p.ctx(), &runtimeapi.PodSandboxFilter{Id: p.id}))(p)) == 0 {
+		return
+	}
 	if err := p.runtime.StopPodSandbox(p.ctx(), p.id); err != nil {
 		p.Error(err)
 	}

@@ -27,11 +27,14 @@ type mode struct {
 	handler string // runtime handler
 }
 
-// modes of containerd 2.4.
-var modes = []mode{
-	{"Sandbox", "2.4", lab.HandlerSandbox},
-	{"Pause", "2.4", lab.HandlerPause},
-}
+// modes of containerd 2.4, and of 1.6 for the tests that run on both.
+var (
+	modes = []mode{
+		{"Sandbox", "2.4", lab.HandlerSandbox},
+		{"Pause", "2.4", lab.HandlerPause},
+	}
+	oldMode = mode{"Pause1.6", "1.6", lab.HandlerPause}
+)
 
 // node is a containerd with a client of its CRI.
 type node struct {
@@ -105,10 +108,10 @@ func (n *node) stop() error {
 	return errors.Join(err, n.c.Stop(ctx))
 }
 
-// each runs a test in every mode.
-func each(t *testing.T, test func(*box)) {
+// each runs a test in every mode of containerd 2.4, and in more.
+func each(t *testing.T, test func(*box), more ...mode) {
 	t.Helper()
-	for _, m := range modes {
+	for _, m := range append(modes[:len(modes):len(modes)], more...) {
 		t.Run(m.name, func(t *testing.T) { test(newBox(t, m)) })
 	}
 }

@@ -47,7 +47,7 @@ func (b *box) get(address string) (string, error) {
 
 // TestPodNetwork: the pod has the address that CNI gave it; host and pods reach
 // servers in it, at its address and at a host port; it reaches the host.
-func TestPodNetwork(t *testing.T) { each(t, testPodNetwork) }
+func TestPodNetwork(t *testing.T) { each(t, testPodNetwork, oldMode) }
 
 func testPodNetwork(b *box) {
 	p := b.run(func(c *runtimeapi.PodSandboxConfig) {

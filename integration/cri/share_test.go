@@ -165,7 +165,7 @@ func testStats(p *pod) {
 
 // TestSharedProcesses: with shareProcessNamespace the containers see each other's
 // processes, none is the namespace's first, and each ends for itself.
-func TestSharedProcesses(t *testing.T) { each(t, testSharedProcesses) }
+func TestSharedProcesses(t *testing.T) { each(t, testSharedProcesses, oldMode) }
 
 func testSharedProcesses(b *box) {
 	p := b.run(func(c *runtimeapi.PodSandboxConfig) {
