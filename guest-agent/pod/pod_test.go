@@ -37,6 +37,7 @@ type world struct {
 	log    []string
 	groups map[string]*group
 	specs  map[string]*specs.Spec
+	gates  map[string]*os.File // of created containers: a line lets the program run
 }
 
 func (w *world) step(name string) error {
@@ -73,10 +74,32 @@ func (w *world) Create(_ context.Context, c engine.Create) (*engine.Process, err
 	w.specs[c.ID] = c.Spec
 	g := w.groups[c.ID]
 	w.mu.Unlock()
-	return w.spawn(g, c.Spec.Process.Args, c.Stdio)
+	r, gate, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	args := append([]string{"read gate <&3; exec 3<&-;"}, c.Spec.Process.Args...)
+	p, err := w.spawn(g, args, append(slices.Clone(c.Stdio[:3]), r.Fd()))
+	if err != nil {
+		return nil, errors.Join(err, gate.Close())
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.gates[c.ID] = gate
+	return p, nil
 }
 
-func (w *world) Start(context.Context, string, bool) error { return w.step("start") }
+func (w *world) Start(_ context.Context, id string, _ bool) error {
+	if err := w.step("start"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	gate := w.gates[id]
+	w.mu.Unlock()
+	_, err := gate.WriteString("\n")
+	return err
+}
 
 func (w *world) Exec(_ context.Context, e engine.Exec) (*engine.Process, error) {
 	if err := w.step("exec"); err != nil {
@@ -88,7 +111,12 @@ func (w *world) Exec(_ context.Context, e engine.Exec) (*engine.Process, error) 
 	return w.spawn(g, e.Spec.Args, e.Stdio)
 }
 
-func (w *world) Delete(context.Context, string, bool) error { return w.step("delete") }
+func (w *world) Delete(_ context.Context, id string, _ bool) error {
+	w.mu.Lock()
+	w.gates[id].Close() // of nil it is an error that nobody minds
+	w.mu.Unlock()
+	return w.step("delete")
+}
 
 // group pretends to be a cgroup: it knows the pids that were started in it.
 type group struct {
@@ -147,7 +175,7 @@ func (g *group) Remove() error                              { return g.w.step("r
 
 func newPod(t *testing.T) (*Pod, *world) {
 	t.Helper()
-	w := &world{reaper: reaper.New(), fail: map[string]error{}, groups: map[string]*group{}, specs: map[string]*specs.Spec{}}
+	w := &world{reaper: reaper.New(), fail: map[string]error{}, groups: map[string]*group{}, specs: map[string]*specs.Spec{}, gates: map[string]*os.File{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); w.reaper.Run(ctx) }()
