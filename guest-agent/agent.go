@@ -21,6 +21,7 @@ import (
 	"github.com/kata-v2/kata/guest-agent/cgroups"
 	"github.com/kata-v2/kata/guest-agent/devices"
 	"github.com/kata-v2/kata/guest-agent/engine"
+	"github.com/kata-v2/kata/guest-agent/forward"
 	"github.com/kata-v2/kata/guest-agent/network"
 	"github.com/kata-v2/kata/guest-agent/pod"
 	"github.com/kata-v2/kata/guest-agent/podinit"
@@ -210,6 +211,8 @@ func (a *agent) ready(ctx context.Context) {
 	if err := boot.LoopbackUp(); err != nil {
 		a.log.Error("loopback", agentlog.KeyError, err.Error())
 	}
+	// Not needed before: nothing in the guest serves anything yet.
+	a.serveOn(protocols.ForwardPort, func(l net.Listener) { forward.Serve(ctx, l, a.log) })
 	a.prepare()
 	a.log.Info("agent ready", append([]any{"version", a.version}, a.times...)...)
 	if a.params.LogPort != 0 {

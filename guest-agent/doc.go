@@ -36,5 +36,5 @@
 //
 // Packages: boot (mounts, modules, command line), reaper, streams, engine,
 // cgroups, ocispec, storage, devices, network, pod (state), rpc (edge),
-// vsocket, agentlog, fault.
+// forward, vsocket, agentlog, fault.
 package guestagent

@@ -139,7 +139,7 @@ func testDetails(t *testing.T, g *guest) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range []string{protocols.FeatureReadyDial, protocols.FeatureStdioStreams, "pids"} {
+	for _, f := range []string{protocols.FeatureReadyDial, protocols.FeatureStdioStreams, "pids", "tcp-forward"} {
 		if !slices.Contains(d.AgentDetails.ExtraFeatures, f) {
 			t.Errorf("feature %s is not announced: %v", f, d.AgentDetails.ExtraFeatures)
 		}

@@ -19,6 +19,12 @@
 //     StreamIDMagic followed by its identity as a 32-bit little-endian number as
 //     the first eight bytes of the connection and names that number instead.
 //   - logs: the agent listens on LogPort and writes JSON lines to whoever connects.
+//   - forwards (FeatureTCPForward): the host dials ForwardPort and writes a header
+//     of six bytes: "KFWD" and a TCP port, little endian. The guest connects to that
+//     port of 127.0.0.1, or of ::1 when that one refuses, and answers one byte: 0, or
+//     the errno of Linux that says why not, after which it closes. After a 0 the two
+//     connections are one: bytes and the end of either direction pass both ways. At
+//     most MaxForwards at a time; one more is answered EAGAIN.
 package protocols
 
 // vsock ports of the guest (agent-protocol facts of Kata Containers 4.1, part B).
@@ -31,6 +37,9 @@ const (
 	DebugConsolePort = 1026
 	// StdioPort is where the guest accepts one connection for each stdio stream.
 	StdioPort = 1027
+	// ForwardPort is where the guest accepts connections to TCP ports of its
+	// loopback. An addition of ours; upstream's agents refuse it.
+	ForwardPort = 1028
 )
 
 // StreamIDMagic opens a stdio connection whose transport has no source ports;
@@ -68,6 +77,8 @@ const (
 	// FeaturePIDs says that CreateContainer and ExecProcess answer the process's
 	// number in the guest.
 	FeaturePIDs = "pids"
+	// FeatureTCPForward says that the guest listens on ForwardPort.
+	FeatureTCPForward = "tcp-forward"
 )
 
 // Guest paths (agent-protocol facts, part F).

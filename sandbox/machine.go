@@ -70,6 +70,7 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 		return m, err
 	}
 	t.mark("t_vmm")
+	m.forwardPorts(pod.NetNSPath) // while the guest boots
 	dctx, cancel := context.WithTimeout(ctx, s.o.Config.Agent.DialTimeout)
 	defer cancel()
 	if m.agent, err = agentclient.Connect(dctx, vm); err != nil {
