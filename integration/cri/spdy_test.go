@@ -168,6 +168,12 @@ func (s *session) expect(text string) string {
 	return string(data)
 }
 
+// shows tells whether stdout has shown text so far.
+func (s *session) shows(text string) bool {
+	data, _ := s.stdout.until(func([]byte) bool { return true })
+	return bytes.Contains(data, []byte(text))
+}
+
 // insist writes a line again whenever one has been answered, until stdout shows
 // text: what the line asks for is a moment behind.
 func (s *session) insist(line, text string) {

@@ -5,12 +5,15 @@ package cri
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,6 +35,7 @@ func TestStreams(t *testing.T) {
 			{"ExecTimeout", testExecTimeout},
 			{"LogRotation", testLogRotation},
 			{"PortForward", testPortForward},
+			{"Probes", testProbes},
 		} {
 			b.Run(part.name, func(t *testing.T) { part.test(p.in(t)) })
 		}
@@ -120,15 +124,17 @@ func testAttach(p *pod) {
 		p.Errorf("the second attach shows what was before: %q", got)
 	}
 	second := c.attach(false, false) // beside it
-	again.write("three\n")
-	again.expect("<three>\n")
-	second.expect("<three>\n")
+	// It shows what is written once it is there, which nobody tells.
+	for i := 0; !second.shows("<three "); i++ {
+		again.write(fmt.Sprintf("three %d\n", i))
+		again.expect(fmt.Sprintf("<three %d>\n", i))
+	}
 	if s := c.status(); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		p.Errorf("state %v", s.State)
 	}
 	c.stop(0)
 	again.end()
-	if got := c.log(); !strings.Contains(got, "<one>\n") || !strings.Contains(got, "<two>\n") || !strings.Contains(got, "e three\n") {
+	if got := c.log(); !strings.Contains(got, "<one>\n") || !strings.Contains(got, "<two>\n") || !strings.Contains(got, "e three 0\n") {
 		p.Errorf("log %q", got)
 	}
 
@@ -263,4 +269,38 @@ func testForwardBulk(p *pod, s *spdy) {
 	if err := f.errors.all(); len(err) > 0 {
 		p.Errorf("%s", err)
 	}
+}
+
+// testProbes: what the kubelet asks of a container, before it is up, while it is,
+// and when it is no more: a command in it, and HTTP and TCP to the pod's address.
+func testProbes(p *pod) {
+	c := p.start(p.script("until [ -e /go ]; do sleep 0.1; done; mkdir /www; echo fine >/www/index.html; httpd -f -p 8100 -h /www & " +
+		"until netstat -ltn | grep -q :8100; do sleep 0.1; done; touch /ready; echo up; until [ -e /down ]; do sleep 0.1; done; kill $!; wait; rm /ready; echo down; exec sleep 1000"))
+	address := net.JoinHostPort(p.ip(), "8100")
+	check := func(when string, healthy bool) {
+		p.Helper()
+		if _, _, err := c.exec("test", "-e", "/ready"); (err == nil) != healthy {
+			p.Errorf("%s: exec: %v", when, err)
+		}
+		if got, err := p.get(address); (err == nil && got == "fine") != healthy {
+			p.Errorf("%s: http: %q, %v", when, got, err)
+		}
+		err := p.c.InHostNet(func() error {
+			conn, err := net.DialTimeout("tcp", address, waitTime)
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		})
+		if healthy && err != nil || !healthy && !errors.Is(err, syscall.ECONNREFUSED) {
+			p.Errorf("%s: tcp: %v", when, err)
+		}
+	}
+	check("starting", false)
+	c.shell("touch /go")
+	c.awaitLog("up\n")
+	check("up", true)
+	c.shell("touch /down")
+	c.awaitLog("down\n")
+	check("down", false)
 }
