@@ -102,7 +102,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestMany: one more than the most is turned away, and no longer when one has ended.
+// TestMany: one more than the most is turned away, and the others go on.
 func TestMany(t *testing.T) {
 	ask := start(t)
 	l, port := listen(t, "127.0.0.1:0")

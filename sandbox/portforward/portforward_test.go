@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -21,6 +22,22 @@ import (
 	"github.com/kata-v2/kata/protocols"
 	"github.com/vishvananda/netlink"
 )
+
+// helperVar makes this program one that only opens the namespace that it names.
+const helperVar = "PORTFORWARD_TEST_NAMESPACE"
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(helperVar); path != "" {
+		if _, err := Open(path, Options{}); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fmt.Println("open")
+		io.Copy(io.Discard, os.Stdin) // until it is killed, or its parent is
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
 
 // namespace is a network namespace with loopback, and a thread in it.
 func namespace(t *testing.T) (*spawn.Thread, string) {
@@ -42,7 +59,7 @@ func namespace(t *testing.T) (*spawn.Thread, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return thread, fmt.Sprintf("/proc/self/task/%d/ns/net", tid)
+	return thread, fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), tid)
 }
 
 // dial connects inside of the thread's namespace.
@@ -236,5 +253,67 @@ func TestRefusals(t *testing.T) {
 func TestOpenFails(t *testing.T) {
 	if _, err := Open(filepath.Join(t.TempDir(), "none"), Options{}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestKilled: a process that is killed leaves the namespace as it was.
+func TestKilled(t *testing.T) {
+	thread, path := namespace(t)
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), helperVar+"="+path)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(out, make([]byte, len("open\n"))); err != nil {
+		t.Error(err)
+	}
+	if _, err := dial(t, thread, "127.0.0.1:80"); err != nil { // it queues
+		t.Error(err)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	for _, address := range []string{"127.0.0.1:80", "[::1]:80"} {
+		if _, err := dial(t, thread, address); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("%s: %v; want a refusal", address, err)
+		}
+	}
+}
+
+// TestMany: one more than the most is reset, and the others go on.
+func TestMany(t *testing.T) {
+	thread, path := namespace(t)
+	serve(t, path, &guest{t: t}, io.Discard)
+	ask := func() *net.TCPConn {
+		t.Helper()
+		c, err := dial(t, thread, "127.0.0.1:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	first := ask()
+	for range protocols.MaxForwards - 1 {
+		ask()
+	}
+	c, err := dial(t, thread, "127.0.0.1:80")
+	if err == nil { // else the reset was quick
+		_, err = c.Read(make([]byte, 1))
+	}
+	if !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("one too many: %v; want a reset", err)
+	}
+	first.CloseWrite()
+	if got, err := io.ReadAll(first); string(got) != "80 " || err != nil {
+		t.Errorf("the first: %q, %v", got, err)
 	}
 }
