@@ -26,6 +26,7 @@ const (
 	GatePort   = 5005 // opens the gate for the streams that HoldPort holds
 	DialPort   = 5006 // reads a host port, dials it, answers a Dial… byte and echoes on the new stream
 	ExitPort   = 5007 // reads one byte, then ends the guest; only where Net has Exit
+	PingPort   = 5008 // EchoPort by blocking system calls: for round trips
 	ClosedPort = 5999 // nobody listens
 )
 
@@ -90,7 +91,7 @@ func Start(n Net) (*Server, error) {
 	s := &Server{net: n, gate: make(chan struct{})}
 	services := map[uint32]func(net.Conn) error{
 		EchoPort: echo, SinkPort: sink, SourcePort: source,
-		HoldPort: s.hold, GatePort: s.openGate, DialPort: s.dial,
+		HoldPort: s.hold, GatePort: s.openGate, DialPort: s.dial, PingPort: ping,
 	}
 	if n.Exit != nil {
 		services[ExitPort] = s.exit

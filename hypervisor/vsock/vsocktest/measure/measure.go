@@ -39,7 +39,7 @@ func RoundTrip(ctx context.Context, d Dialer, n int) (time.Duration, error) {
 // RoundTrips takes n round trips, at least one, of one byte over one stream and
 // returns how long each took, in order.
 func RoundTrips(ctx context.Context, d Dialer, n int) (times []time.Duration, err error) {
-	err = on(ctx, d, guestsvc.EchoPort, func(c net.Conn) error {
+	err = on(ctx, d, guestsvc.PingPort, func(c net.Conn) error {
 		var b [1]byte
 		for range max(n, 1) {
 			start := time.Now()
