@@ -96,8 +96,15 @@ func (l Limits) settings(v2 bool) (out []setting) {
 }
 
 // notAbove takes out the limits that the directory above d sets already: whoever
-// made that one, as kubelet does, changes its limits while the pod runs.
+// made that one, as kubelet does, changes its limits while the pod runs. Below a
+// pod's directory of kubelet's none of memory and CPU time are set at all: it has
+// those that the pod has. One without limits is meant so, for a container without
+// any is in the pod, and the pod's stated resources are the sum of the others'.
 func (l Limits) notAbove(d Dir) Limits {
+	if ofKubelet(filepath.Dir(d.Path)) {
+		l.MemoryBytes, l.CPUQuota = 0, 0
+		return l
+	}
 	memory, quota, unlimited, endless := "memory.limit_in_bytes", "cpu.cfs_quota_us", isHuge, isNegative
 	if d.V2 {
 		memory, quota, unlimited, endless = "memory.max", "cpu.max", isMax, isMax
@@ -109,6 +116,16 @@ func (l Limits) notAbove(d Dir) Limits {
 		l.CPUQuota = 0
 	}
 	return l
+}
+
+// ofKubelet tells whether kubelet made a directory for a pod: kubepods[/<class>]/pod<uid>
+// with its cgroupfs driver, kubepods[-<class>]-pod<uid>.slice with systemd's.
+func ofKubelet(dir string) bool {
+	name := filepath.Base(dir)
+	if strings.HasPrefix(name, "kubepods-") {
+		return strings.Contains(name, "-pod") && strings.HasSuffix(name, ".slice")
+	}
+	return strings.HasPrefix(name, "pod") && strings.Contains(dir, "/kubepods/")
 }
 
 // positive writes a number, and nothing for none.

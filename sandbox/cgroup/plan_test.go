@@ -150,6 +150,32 @@ func TestLimitsOf(t *testing.T) {
 	}
 }
 
+// Kubelet's directory of a pod has the pod's limits, or none because the pod has none.
+func TestNoLimitsBelowKubelet(t *testing.T) {
+	t.Parallel()
+	stated := Limits{MemoryBytes: 1 << 26, CPUQuota: 50_000, CPUs: "0-1"}
+	for dir, kubelets := range map[string]bool{
+		"/sys/fs/cgroup/memory/kubepods/pod12-34":                                                  true,
+		"/sys/fs/cgroup/memory/kubepods/burstable/pod12-34":                                        true,
+		"/sys/fs/cgroup/memory/top/kubepods/besteffort/pod12-34":                                   true,
+		"/sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod12_34.slice": true,
+		"/sys/fs/cgroup/kubepods.slice/kubepods-pod12_34.slice":                                    true,
+		"/sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice":                                   false,
+		"/sys/fs/cgroup/memory/kubepods/burstable":                                                 false,
+		"/sys/fs/cgroup/memory/podlike":                                                            false,
+		"/sys/fs/cgroup/memory/system.slice":                                                       false,
+	} {
+		want := stated
+		if kubelets {
+			want = Limits{CPUs: stated.CPUs}
+		}
+		// None of these directories exists: what they are called is all there is to go by.
+		if got := stated.notAbove(Dir{Path: filepath.Join(dir, "kata_p1")}); got != want {
+			t.Errorf("below %s: %+v, want %+v", dir, got, want)
+		}
+	}
+}
+
 // On version 2 controllers are handed down from the root, and those that do not arrive are named.
 func TestEnable(t *testing.T) {
 	t.Parallel()
