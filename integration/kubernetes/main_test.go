@@ -97,6 +97,11 @@ func (n *node) applyRuntimeClass(ctx context.Context) error {
 func (n *node) finish(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
 	defer cancel()
+	if dir := os.Getenv("KATA_BUILD"); dir != "" && t.Failed() {
+		if err := n.c.SaveLogs(filepath.Join(dir, "kubernetes-logs")); err != nil {
+			t.Error(err)
+		}
+	}
 	r := row{check: "node: nothing is left at the end"}
 	if err := n.c.Stop(ctx); err != nil {
 		t.Error(err)

@@ -230,6 +230,22 @@ func (c *Cluster) removeSandboxes(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// SaveLogs copies the log of each program, and that of containerd with its shims,
+// to a directory, which it empties first.
+func (c *Cluster) SaveLogs(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("cluster: logs: %w", err)
+	}
+	if err := os.CopyFS(dir, os.DirFS(c.path("logs"))); err != nil {
+		return fmt.Errorf("cluster: logs: %w", err)
+	}
+	text := strings.Join(c.Containerd.Log(), "\n")
+	if err := os.WriteFile(filepath.Join(dir, "containerd.log"), []byte(text), 0o600); err != nil {
+		return fmt.Errorf("cluster: logs: %w", err)
+	}
+	return nil
+}
+
 // Logs are the last n lines of each program's log.
 func (c *Cluster) Logs(n int) string {
 	var b strings.Builder
