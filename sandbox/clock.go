@@ -16,8 +16,7 @@ import (
 
 // How the guest's clock follows the host's.
 const (
-	// clockAccuracy is how far the guest's clock may be off after it was set. A
-	// call that took no longer cannot have set it worse.
+	// clockAccuracy is how far the guest's clock may be off after it was set.
 	clockAccuracy = 10 * time.Millisecond
 	// clockTries bounds the calls of one setting: while the guest starts
 	// containers each takes longer than that.
@@ -71,8 +70,9 @@ func (m *machine) setClock() bool {
 			}
 			return true
 		}
+		// The guest has set its clock at some time of the call.
 		trip := time.Since(sent)
-		if trip <= clockAccuracy {
+		if max(way, trip-way) <= clockAccuracy {
 			return true
 		}
 		if try == 0 || trip/2 < way {

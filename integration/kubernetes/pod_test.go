@@ -61,7 +61,7 @@ func podCgroup(k *check) {
 func podContainers(k *check) {
 	k.want("pod/pod", "{.status.initContainerStatuses[0].state.terminated.reason}", "Completed")
 	k.want("pod/pod", "{.status.containerStatuses[*].restartCount}", "0 0")
-	if got := k.sh("pod/main", "pwd; cat file; echo $GREETING; hostname"); got != "/work\nfrom-init\nhello world\npod" {
+	if got := k.sh("pod/main", "pwd; cat file; echo $GREETING; hostname"); got != "/scratch\nfrom-init\nhello world\npod" {
 		k.Errorf("in the container: %q", got)
 	}
 }
