@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
-	"golang.org/x/sys/unix"
 )
 
 // containerd's configuration and our part of it, below the host's root.
@@ -25,8 +24,6 @@ const (
 // RemoveHandler knows it by its comment. A relative path is one from the main
 // file's directory (containerd cmd/containerd/server/config, resolveImports).
 const importLine = `imports = ["conf.d/kata.toml"] # kata` + "\n"
-
-func isNotEmpty(err error) bool { return errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) }
 
 // containerdMain is what is read of containerd's main configuration file.
 type containerdMain struct {

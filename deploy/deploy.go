@@ -13,9 +13,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/images"
 	"github.com/kata-v2/kata/internal/config"
@@ -61,7 +64,7 @@ func Install(build, root string) ([]string, error) {
 		return err
 	}
 	all := files()
-	for _, to := range sorted(all) {
+	for _, to := range slices.Sorted(maps.Keys(all)) {
 		path := filepath.Join(root, to)
 		did, err := copyFile(filepath.Join(build, all[to]), path)
 		if err := add(path, did, err); err != nil {
@@ -79,7 +82,7 @@ func Install(build, root string) ([]string, error) {
 // Uninstall removes what Install wrote below root.
 func Uninstall(root string) error {
 	var errs []error
-	for _, to := range append(sorted(files()), configFile) {
+	for _, to := range append(slices.Sorted(maps.Keys(files())), configFile) {
 		if err := os.Remove(filepath.Join(root, to)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
@@ -93,14 +96,7 @@ func Uninstall(root string) error {
 	return errors.Join(errs...)
 }
 
-func sorted(m map[string]string) []string {
-	out := make([]string, 0, len(m))
-	for k := range m {
-		out = append(out, k)
-	}
-	slices.Sort(out)
-	return out
-}
+func isNotEmpty(err error) bool { return errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) }
 
 // copyFile makes to a copy of from, with its mode, and tells whether it was none yet.
 func copyFile(from, to string) (bool, error) {

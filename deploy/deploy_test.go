@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -69,7 +70,7 @@ func TestInstallAndUninstall(t *testing.T) {
 	from, root := build(t), t.TempDir()
 	changed, err := Install(from, root)
 	must(t, err)
-	want := append(sorted(files()), configFile)
+	want := append(slices.Sorted(maps.Keys(files())), configFile)
 	slices.Sort(want)
 	if got := tree(t, root); !slices.Equal(got, want) || len(changed) != len(want) {
 		t.Errorf("files %q, changed %q; want %q", got, changed, want)

@@ -19,6 +19,13 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
+)
+
+// Bounds of what others do for us: containerd reads all its state when it starts.
+const (
+	restartTimeout = 2 * time.Minute
+	callTimeout    = 30 * time.Second
 )
 
 // NodeLabel marks a node on which the runtime is installed, as kata-deploy does.
@@ -27,6 +34,8 @@ const NodeLabel = "katacontainers.io/kata-runtime"
 // RestartContainerd restarts the host's containerd through its systemd, from a
 // container that has the host's root at root and its process namespace.
 func RestartContainerd(ctx context.Context, root string) error {
+	ctx, cancel := context.WithTimeout(ctx, restartTimeout)
+	defer cancel()
 	cmd := exec.CommandContext(ctx, "/usr/bin/nsenter", "--target", "1", "--mount", "--", "systemctl", "restart", "containerd")
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	if root != "/" {
@@ -68,7 +77,7 @@ func InCluster(secrets string) (*Cluster, error) {
 	}
 	return &Cluster{
 		url: "https://" + net.JoinHostPort(host, port), token: strings.TrimSpace(string(token)),
-		client: &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}},
+		client: &http.Client{Timeout: callTimeout, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}},
 	}, nil
 }
 

@@ -22,6 +22,9 @@ var searchPaths = []string{
 	"/usr/share/defaults/kata-containers/configuration.toml",
 }
 
+// SearchPaths are the files that are tried, in order, when nothing names one.
+func SearchPaths() []string { return slices.Clone(searchPaths) }
+
 // LoadOptions says where a configuration comes from.
 type LoadOptions struct {
 	// Path is containerd's ConfigPath option; it must exist. When empty,

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kata-v2/kata/deploy"
+	"github.com/kata-v2/kata/internal/config"
 )
 
 // serviceAccount is where Kubernetes puts a pod's token and certificate.
@@ -82,6 +83,7 @@ func (i *installer) install(ctx context.Context, w io.Writer) error {
 }
 
 func (i *installer) uninstall(ctx context.Context, w io.Writer) error {
+	i.useHostConfig()
 	root, err := i.stateRoot()
 	if err != nil {
 		return err
@@ -103,6 +105,25 @@ func (i *installer) uninstall(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	return deploy.Uninstall(i.root)
+}
+
+// useHostConfig takes the configuration below the host's root, unless a flag
+// names another: it says where the host's pods are.
+func (i *installer) useHostConfig() {
+	if i.config != "" || i.root == "/" {
+		return
+	}
+	for _, path := range config.SearchPaths() {
+		if path = filepath.Join(i.root, path); fileExists(path) {
+			i.config = path
+			return
+		}
+	}
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func (i *installer) containerd(ctx context.Context, w io.Writer, change func(string) (bool, error)) error {
