@@ -155,7 +155,7 @@ func (c *Container) prepare(share *storage.Share, cc ContainerConfig) (*specs.Sp
 		if planMount(m) != mountShared {
 			continue
 		}
-		if sources[i], err = share.Bind(c.id, i, m.Source, isRecursive(m), readOnly(m.Options)); err != nil {
+		if sources[i], err = share.Bind(c.id, i, m.Source, bindOptions(m)); err != nil {
 			return nil, fmt.Errorf("mounts[%d] (%s): %w: %w", i, m.Destination, err, errdefs.ErrInvalidArgument)
 		}
 	}

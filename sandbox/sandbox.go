@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -49,6 +50,9 @@ type Options struct {
 	HostCPUs int
 	// Cgroups are the host's; nil keeps the pod's processes where they are.
 	Cgroups *cgroup.Host
+	// HostMounts is the mount namespace that paths of specifications are in; nil for
+	// this process's own. It stays open as long as the sandbox.
+	HostMounts *os.File
 	// Log gets one line per event.
 	Log *slog.Logger
 	// OOM is told the id of a container in which the guest's kernel killed a
@@ -90,7 +94,7 @@ func New(o Options) *Sandbox {
 		o: o, ended: make(chan struct{}), up: make(chan struct{}), containers: map[string]*Container{},
 		wish: wish, leave: leave,
 		share: sync.OnceValues(func() (*storage.Share, error) {
-			return storage.NewShare(filepath.Join(o.Ledger.Dir(), "shared"))
+			return storage.NewShare(filepath.Join(o.Ledger.Dir(), "shared"), o.HostMounts)
 		}),
 	}
 }

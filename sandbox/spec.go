@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/protocols"
+	"github.com/kata-v2/kata/sandbox/storage"
 )
 
 // mountPlan says how one mount of the specification reaches the guest.
@@ -137,6 +138,21 @@ func podShmSize(spec *specs.Spec) int64 {
 // isRecursive tells whether a bind mount takes the mounts below it along.
 func isRecursive(m specs.Mount) bool {
 	return m.Type == "rbind" || slices.Contains(m.Options, "rbind")
+}
+
+// bindOptions are those of a mount through the share. Without a word about
+// propagation the mount follows its source, as with runc (rootfsPropagation rslave).
+func bindOptions(m specs.Mount) storage.BindOptions {
+	o := storage.BindOptions{Recursive: isRecursive(m), ReadOnly: readOnly(m.Options)}
+	for _, word := range m.Options {
+		switch word {
+		case "private", "rprivate", "unbindable", "runbindable":
+			o.Private = true
+		case "slave", "rslave":
+			o.Private = false
+		}
+	}
+	return o
 }
 
 // readOnly tells whether a mount's options end in read-only.

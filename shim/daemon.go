@@ -37,7 +37,7 @@ const shutdownTimeout = 10 * time.Second
 
 // inherit takes over what start left in the daemon's descriptors.
 func inherit() (l net.Listener, lock *os.File, d daemonParams, err error) {
-	for _, fd := range []int{daemonListenFD, daemonLockFD, daemonParamsFD} {
+	for _, fd := range []int{daemonListenFD, daemonLockFD, daemonParamsFD, daemonMountsFD} {
 		syscall.CloseOnExec(fd) // the VMM must not hold the lock
 	}
 	pf := os.NewFile(daemonParamsFD, "params")
@@ -98,6 +98,7 @@ func serve(ctx context.Context, d daemonParams, l net.Listener, led *ledger.Ledg
 	pub := newPublisher(d.Namespace, d.TTRPCAddress, log)
 	sb := sandbox.New(sandbox.Options{
 		ID: d.Group, Key: d.Key, Config: cfg, Ledger: led, HostCPUs: runtime.NumCPU(), Cgroups: &cgroups, Log: log,
+		HostMounts: os.NewFile(daemonMountsFD, "mounts"),
 		Hypervisor: sandbox.NewQEMU(cfg, log),
 		OOM: func(container string) {
 			pub.publish(topicOOM, &events.TaskOOM{ContainerID: container})

@@ -36,6 +36,7 @@ const (
 	daemonListenFD = 3
 	daemonLockFD   = 4
 	daemonParamsFD = 5
+	daemonMountsFD = 6 // containerd's mount namespace
 )
 
 // daemonParams are what the daemon inherits from start, as JSON in a memory file.
@@ -166,6 +167,11 @@ func fork(l *ledger.Ledger, socket string, d daemonParams) error {
 		return err
 	}
 	defer pf.Close()
+	mounts, err := os.Open("/proc/self/ns/mnt")
+	if err != nil {
+		return fmt.Errorf("the host's mount namespace: %w", err)
+	}
+	defer mounts.Close()
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("own path: %w", err)
@@ -173,7 +179,7 @@ func fork(l *ledger.Ledger, socket string, d daemonParams) error {
 	cmd := exec.Command(self, "-namespace", d.Namespace, "-id", d.Group)
 	cmd.Dir = d.Bundle
 	cmd.Env = append(os.Environ(), envDaemon+"=1", "GOMAXPROCS=2")
-	cmd.ExtraFiles = []*os.File{lf, l.LockFile(), pf}
+	cmd.ExtraFiles = []*os.File{lf, l.LockFile(), pf, mounts}
 	// Without Unshareflags: Go would make the new namespace's mounts private,
 	// and what the host mounts later must still arrive.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWNS}

@@ -54,7 +54,7 @@ func parseOptions(options []string) (flags uintptr, data []string) {
 }
 
 // mountAll mounts a root filesystem at target. All of it is undone when a part fails.
-func mountAll(mounts []Mount, target string) (err error) {
+func (h *hostMounts) mountAll(mounts []Mount, target string) (err error) {
 	done := 0
 	defer func() {
 		for ; err != nil && done > 0; done-- {
@@ -68,7 +68,7 @@ func mountAll(mounts []Mount, target string) (err error) {
 				return fmt.Errorf("rootfs mount %d: %w", i, err)
 			}
 		}
-		if err = mountOne(m, dst); err != nil {
+		if err = h.mountOne(m, dst); err != nil {
 			return fmt.Errorf("rootfs mount %d: %s of %q: %w", i, m.Type, m.Source, err)
 		}
 		done++
@@ -89,7 +89,7 @@ func inside(root, rel string) (string, error) {
 	return r, nil
 }
 
-func mountOne(m Mount, target string) error {
+func (h *hostMounts) mountOne(m Mount, target string) error {
 	flags, data := parseOptions(m.Options)
 	fstype := m.Type
 	if fstype == "bind" || fstype == "rbind" {
@@ -97,7 +97,7 @@ func mountOne(m Mount, target string) error {
 		fstype = ""
 	}
 	if flags&unix.MS_BIND != 0 {
-		return bind(m.Source, target, flags)
+		return h.bind(m.Source, target, flags)
 	}
 	s := strings.Join(data, ",")
 	// mount(2) takes one page of data; many layers exceed it.
@@ -105,51 +105,6 @@ func mountOne(m Mount, target string) error {
 		return mountLong(m.Source, target, fstype, flags, data)
 	}
 	return unix.Mount(m.Source, target, fstype, flags, s)
-}
-
-// mountAttributes are the flags of mount(2) that one mount has by itself, as
-// mount_setattr(2) knows them.
-var mountAttributes = map[uintptr]unix.MountAttr{
-	unix.MS_RDONLY: {Attr_set: unix.MOUNT_ATTR_RDONLY}, unix.MS_NOSUID: {Attr_set: unix.MOUNT_ATTR_NOSUID},
-	unix.MS_NODEV: {Attr_set: unix.MOUNT_ATTR_NODEV}, unix.MS_NOEXEC: {Attr_set: unix.MOUNT_ATTR_NOEXEC},
-	unix.MS_NODIRATIME:  {Attr_set: unix.MOUNT_ATTR_NODIRATIME},
-	unix.MS_NOATIME:     {Attr_set: unix.MOUNT_ATTR_NOATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
-	unix.MS_RELATIME:    {Attr_set: unix.MOUNT_ATTR_RELATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
-	unix.MS_STRICTATIME: {Attr_set: unix.MOUNT_ATTR_STRICTATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
-}
-
-// bind makes a bind mount; a recursive read-only one is read-only all the way
-// down. The mount gets its flags before it gets its place: what appears in the
-// share is copied into the daemon's mount namespace at that moment, and no later
-// change of flags would follow it there.
-func bind(source, target string, flags uintptr) error {
-	rest := flags &^ (unix.MS_BIND | unix.MS_REC)
-	if rest == 0 {
-		return unix.Mount(source, target, "", unix.MS_BIND|flags&unix.MS_REC, "")
-	}
-	how := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
-	var below uint
-	if flags&unix.MS_REC != 0 {
-		how, below = how|unix.AT_RECURSIVE, unix.AT_RECURSIVE
-	}
-	fd, err := unix.OpenTree(unix.AT_FDCWD, source, how)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	for flag, attr := range mountAttributes {
-		if rest&flag == 0 {
-			continue
-		}
-		at := uint(unix.AT_EMPTY_PATH)
-		if flag == unix.MS_RDONLY {
-			at |= below
-		}
-		if err := unix.MountSetattr(fd, "", at, &attr); err != nil {
-			return fmt.Errorf("mount flags (they need Linux 5.12): %w", err)
-		}
-	}
-	return unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 // mountLong mounts an overlay whose options exceed a page: the layers are named

@@ -24,6 +24,7 @@ import (
 // Share is a host directory that the guest sees at protocols.GuestSharedDir.
 type Share struct {
 	dir      string
+	host     hostMounts
 	mounting sync.WaitGroup // Rootfs and Bind under way; Add only while mu is held and closed is false
 
 	mu       sync.Mutex
@@ -32,8 +33,9 @@ type Share struct {
 	closed   bool                     // guarded by mu
 }
 
-// NewShare makes dir and turns it into a shared mount of its own.
-func NewShare(dir string) (*Share, error) {
+// NewShare makes dir and turns it into a shared mount of its own. host is the
+// mount namespace that the sources of later mounts are in, nil for this process's.
+func NewShare(dir string, host *os.File) (*Share, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("share: %w", err)
 	}
@@ -46,7 +48,7 @@ func NewShare(dir string) (*Share, error) {
 		os.Remove(dir)
 		return nil, fmt.Errorf("share: make %s shared: %w", dir, err)
 	}
-	return &Share{dir: dir, entries: map[string][]string{}, removing: map[string]chan struct{}{}}, nil
+	return &Share{dir: dir, host: hostMounts{ns: host}, entries: map[string][]string{}, removing: map[string]chan struct{}{}}, nil
 }
 
 // Dir is the host directory to share.
@@ -67,7 +69,7 @@ func (s *Share) Rootfs(container string, mounts []Mount, bundleRootfs string) (s
 	if len(mounts) == 0 {
 		mounts = []Mount{{Type: "bind", Source: bundleRootfs, Options: []string{"rbind"}}}
 	}
-	if err := mountAll(mounts, target); err != nil {
+	if err := s.host.mountAll(mounts, target); err != nil {
 		return "", errors.Join(err, os.Remove(target), os.Remove(filepath.Dir(target)))
 	}
 	for range mounts {
@@ -76,42 +78,62 @@ func (s *Share) Rootfs(container string, mounts []Mount, bundleRootfs string) (s
 	return filepath.Join(protocols.GuestSharedDir, rel), nil
 }
 
-// Bind makes a host file or directory appear in the share, read-only if asked
-// (with recursive also whatever is mounted below it), and returns its path in the guest. index tells the mounts of one container apart.
-func (s *Share) Bind(container string, index int, source string, recursive, readonly bool) (string, error) {
+// BindOptions say how a host file or directory appears in the share.
+type BindOptions struct {
+	// Recursive takes along what is mounted below the source.
+	Recursive bool
+	// ReadOnly takes no writes, with Recursive also below.
+	ReadOnly bool
+	// Private leaves out what the host mounts below the source from now on.
+	Private bool
+}
+
+// Bind makes a host file or directory appear in the share and returns its path
+// in the guest. index tells the mounts of one container apart.
+func (s *Share) Bind(container string, index int, source string, o BindOptions) (string, error) {
 	if err := s.begin(); err != nil {
 		return "", err
 	}
 	defer s.mounting.Done()
-	st, err := os.Stat(source)
+	fd, err := s.host.tree(source, o.Recursive)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%s: %w", source, err)
 	}
+	defer unix.Close(fd)
 	name := container + "-" + strconv.Itoa(index) + "-" + filepath.Base(source)
 	target := filepath.Join(s.dir, name)
-	switch {
-	case st.IsDir():
-		err = os.Mkdir(target, 0o755)
-	case st.Mode().IsRegular() || st.Mode()&os.ModeSocket != 0:
-		err = os.WriteFile(target, nil, 0o644)
-	default:
-		return "", fmt.Errorf("%s is a %s: only directories, regular files and sockets can be shared with the guest", source, st.Mode().Type())
-	}
-	if err != nil {
+	if err := mountPoint(fd, source, target); err != nil {
 		return "", err
 	}
 	flags := uintptr(unix.MS_BIND)
-	if recursive {
-		flags |= unix.MS_REC
+	for flag, set := range map[uintptr]bool{unix.MS_REC: o.Recursive, unix.MS_RDONLY: o.ReadOnly, unix.MS_PRIVATE: o.Private} {
+		if set {
+			flags |= flag
+		}
 	}
-	if readonly {
-		flags |= unix.MS_RDONLY
-	}
-	if err := bind(source, target, flags); err != nil {
+	if err := place(fd, target, flags); err != nil {
 		return "", errors.Join(fmt.Errorf("bind %s: %w", source, err), os.Remove(target))
 	}
 	s.note(container, target)
 	return filepath.Join(protocols.GuestSharedDir, name), nil
+}
+
+// kinds are the types of files that a share cannot carry.
+var kinds = map[uint32]string{unix.S_IFCHR: "character device", unix.S_IFBLK: "block device", unix.S_IFIFO: "FIFO"}
+
+// mountPoint makes an empty directory or file for what fd, opened from source, is.
+func mountPoint(fd int, source, target string) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("%s: %w", source, err)
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return os.Mkdir(target, 0o755)
+	case unix.S_IFREG, unix.S_IFSOCK:
+		return os.WriteFile(target, nil, 0o644)
+	}
+	return fmt.Errorf("%s is a %s: only directories, regular files and sockets can be shared with the guest", source, kinds[st.Mode&unix.S_IFMT])
 }
 
 // begin holds Close off until what is being mounted is noted; a closed share takes nothing.
@@ -177,6 +199,7 @@ func (s *Share) Close() error {
 	s.closed = true
 	s.mu.Unlock()
 	s.mounting.Wait()
+	s.host.close()
 	s.mu.Lock()
 	var ids []string
 	for id := range s.entries {

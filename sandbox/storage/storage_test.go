@@ -45,7 +45,7 @@ func read(t *testing.T, path string) string {
 func newShare(t *testing.T) *Share {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "shared")
-	s, err := NewShare(dir)
+	s, err := NewShare(dir, nil)
 	must(t, err)
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
@@ -267,7 +267,7 @@ func TestBind(t *testing.T) {
 
 	bind := func(i int, source string, recursive, readonly bool) string {
 		t.Helper()
-		guest, err := s.Bind("c1", i, source, recursive, readonly)
+		guest, err := s.Bind("c1", i, source, BindOptions{Recursive: recursive, ReadOnly: readonly})
 		must(t, err)
 		return s.onHost(t, guest)
 	}
@@ -309,7 +309,7 @@ func TestBindRefuses(t *testing.T) {
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	must(t, unix.Mkfifo(fifo, 0o600))
 	for source, want := range map[string]string{fifo: "only directories", "/dev/null": "only directories", "/nonexistent/x": "no such file"} {
-		if _, err := s.Bind("c1", 0, source, false, false); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := s.Bind("c1", 0, source, BindOptions{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v; want %q", source, err, want)
 		}
 	}
@@ -324,7 +324,7 @@ func TestRemoveTakesOneContainerOnly(t *testing.T) {
 		_, err := s.Rootfs(id, nil, filepath.Dir(file))
 		must(t, err)
 	}
-	one, err := s.Bind("a-0", 7, file, false, false)
+	one, err := s.Bind("a-0", 7, file, BindOptions{})
 	must(t, err)
 	must(t, s.Remove("a"))
 	if got := read(t, s.onHost(t, one)); got != "x" {
@@ -333,7 +333,7 @@ func TestRemoveTakesOneContainerOnly(t *testing.T) {
 }
 
 func TestClosedShareTakesNothing(t *testing.T) {
-	s, err := NewShare(filepath.Join(t.TempDir(), "shared"))
+	s, err := NewShare(filepath.Join(t.TempDir(), "shared"), nil)
 	must(t, err)
 	dir := t.TempDir()
 	_, err = s.Rootfs("c1", nil, dir)
@@ -342,7 +342,7 @@ func TestClosedShareTakesNothing(t *testing.T) {
 	if _, err := s.Rootfs("c2", nil, dir); err == nil {
 		t.Error("Rootfs after Close: no error")
 	}
-	if _, err := s.Bind("c2", 0, dir, false, false); err == nil {
+	if _, err := s.Bind("c2", 0, dir, BindOptions{}); err == nil {
 		t.Error("Bind after Close: no error")
 	}
 	if _, err := os.Stat(s.Dir()); !errors.Is(err, os.ErrNotExist) {
@@ -381,7 +381,7 @@ func TestReadOnlyForThePeers(t *testing.T) {
 		recursive bool
 		paths     []string
 	}{{true, []string{"/file", "/sub/new"}}, {false, []string{"/file"}}} {
-		guest, err := s.Bind("c1", i, src, c.recursive, true)
+		guest, err := s.Bind("c1", i, src, BindOptions{Recursive: c.recursive, ReadOnly: true})
 		must(t, err)
 		for _, path := range c.paths {
 			if err := os.WriteFile(peer+"/"+filepath.Base(guest)+path, nil, 0o600); !errors.Is(err, unix.EROFS) {
@@ -395,7 +395,7 @@ func TestReadOnlyForThePeers(t *testing.T) {
 // callers find it gone.
 func TestRemoveAndCloseAtOnce(t *testing.T) {
 	for range 30 {
-		s, err := NewShare(filepath.Join(t.TempDir(), "shared"))
+		s, err := NewShare(filepath.Join(t.TempDir(), "shared"), nil)
 		must(t, err)
 		_, err = s.Rootfs("c1", nil, t.TempDir())
 		must(t, err)
