@@ -13,6 +13,10 @@ CONTAINERD_24_VERSION=v2.4.2
 KERNEL_SERIES=6.1.0
 KERNEL_PACKAGE=linux-image-6.1.0-54-cloud-amd64
 CRUN_SOURCE_VERSION=1.8.1
+# The source of the kernel that `make kernel` builds.
+KERNEL_SOURCE=linux-source-6.12
+KERNEL_SOURCE_SUITE=trixie
+KERNEL_BUILD_TIME='Thu Jan  1 00:00:00 UTC 2026' # part of the kernel, so it is not the clock's
 
 # The clock of progress lines starts with the outermost script.
 export KATA_SETUP_STARTED="${KATA_SETUP_STARTED:-$(date +%s)}"
@@ -38,4 +42,23 @@ replace() {
 scratch() {
 	mkdir -p "$KATA_CACHE/tmp"
 	mktemp -d "$KATA_CACHE/tmp/work.XXXXXX"
+}
+
+# install_packages PKG…: installs those of the system's packages that are missing; what is there is not upgraded.
+install_packages() {
+	local missing=() p
+	for p in "$@"; do
+		dpkg-query -W -f '${Status}\n' "$p" 2>/dev/null | grep -q '^install ok installed$' || missing+=("$p")
+	done
+	[ ${#missing[@]} -gt 0 ] || return 0
+	command -v apt-get >/dev/null || die "missing packages (${missing[*]}) and no apt-get to install them with"
+	say "apt: installing ${missing[*]}"
+	export DEBIAN_FRONTEND=noninteractive
+	local install=(apt-get -qq -y --no-install-recommends --no-upgrade install "${missing[@]}")
+	# A machine without indexes, or with old ones that name files that are gone, needs them renewed first.
+	"${install[@]}" >&2 || {
+		say "apt: renewing the package index"
+		apt-get -qq update >&2
+		"${install[@]}" >&2
+	}
 }

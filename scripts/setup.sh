@@ -25,22 +25,7 @@ command -v go >/dev/null || die "no go command in PATH: install Go 1.26 or newer
 [ "$(id -u)" = 0 ] || die "root is needed: the set-up installs packages, and the lab mounts and makes network namespaces"
 case $(uname -m) in x86_64) ;; *) die "$(uname -m) is not supported yet: an x86_64 machine is needed" ;; esac
 
-missing=()
-for p in "${packages[@]}"; do
-	dpkg-query -W -f '${Status}\n' "$p" 2>/dev/null | grep -q '^install ok installed$' || missing+=("$p")
-done
-if [ ${#missing[@]} -gt 0 ]; then
-	command -v apt-get >/dev/null || die "missing packages (${missing[*]}) and no apt-get to install them with"
-	say "apt: installing ${missing[*]}"
-	export DEBIAN_FRONTEND=noninteractive
-	install=(apt-get -qq -y --no-install-recommends --no-upgrade install "${missing[@]}")
-	# A machine without indexes, or with old ones that name files that are gone, needs them renewed first.
-	"${install[@]}" >&2 || {
-		say "apt: renewing the package index"
-		apt-get -qq update >&2
-		"${install[@]}" >&2
-	}
-fi
+install_packages "${packages[@]}"
 mkdir -p "$KATA_CACHE"
 chmod 700 "$KATA_CACHE"
 # One set-up at a time: a second one waits, and then finds everything done.

@@ -36,6 +36,9 @@ type Harness struct {
 	// SharedPorts says that all machines of the host share its ports, as with the
 	// kernel's vhost-vsock: a port that one listens on is EADDRINUSE for the others.
 	SharedPorts bool
+	// EarlyDriver says that the guest's vsock driver is up before its first process,
+	// as one that is built into the kernel is: a dial made before that is refused.
+	EarlyDriver bool
 	// Accelerator is what Info must name.
 	Accelerator string
 	// Timeout bounds every step, a boot included.

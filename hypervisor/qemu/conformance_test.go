@@ -26,6 +26,7 @@ func TestConformance(t *testing.T) {
 			Kernel: guestimage.Kernel(t), Initrd: guestimage.Initrd(t), CPUs: 1, MemoryBytes: 128 << 20,
 			Vsock: hypervisor.VsockVhostUser, UID: testUser, GID: testUser,
 		},
+		EarlyDriver: guestimage.BuiltIn(t),
 		Accelerator: TCG,
 		Timeout:     60 * time.Second,
 	})

@@ -3,12 +3,14 @@
 package vsock_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"syscall"
 	"testing"
 
 	"github.com/kata-v2/kata/hypervisor/hypervisortest/guestimage"
+	"github.com/kata-v2/kata/hypervisor/vsock/vsocktest/guestsvc"
 )
 
 type guestVM struct {
@@ -33,7 +35,7 @@ func startGuest(t *testing.T, f *os.File) *guestVM {
 		"-machine", "q35,memory-backend=mem", "-accel", "tcg", "-cpu", guestimage.CPU, "-bios", "qboot.rom",
 		"-m", "256", "-object", "memory-backend-memfd,id=mem,size=256M,share=on",
 		"-chardev", "socket,id=vsock0,fd=3", "-device", "vhost-user-vsock-pci,chardev=vsock0",
-		"-serial", "stdio", "-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 quiet panic=1")
+		"-serial", "stdio", "-kernel", kernel, "-initrd", initrd, "-append", fmt.Sprintf("console=ttyS0 quiet panic=1 %s=%d", guestsvc.ReadyParam, readyPort))
 	v.cmd.ExtraFiles = []*os.File{f}
 	v.cmd.Stdout, v.cmd.Stderr = v.out, v.out
 	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

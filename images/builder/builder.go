@@ -27,7 +27,8 @@ const MaxRoot = 20 << 20
 type Options struct {
 	// Agent and Engine are the static programs that become /init and /usr/bin/crun.
 	Agent, Engine string
-	// KernelPackage is a directory with an unpacked kernel package: boot/vmlinuz-<release>,
+	// KernelPackage is a directory with an unpacked kernel package, or one that
+	// scripts/kernel-build.sh made: boot/vmlinuz-<release> or boot/vmlinux-<release>,
 	// lib/modules/<release>, and a file "version" with the package's version.
 	KernelPackage string
 	// PackageName is the name of that package.
@@ -44,7 +45,7 @@ type Options struct {
 // equal files. A file whose content did not change is not touched, and the
 // manifest comes last.
 func Build(o Options) (*images.Manifest, error) {
-	release, err := findRelease(o.KernelPackage)
+	kernelPath, release, err := findKernel(o.KernelPackage)
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +56,7 @@ func Build(o Options) (*images.Manifest, error) {
 	if err := os.MkdirAll(o.Out, 0o755); err != nil {
 		return nil, fmt.Errorf("output directory: %w", err)
 	}
-	if err := writeKernel(o, release); err != nil {
+	if err := writeKernel(o, kernelPath); err != nil {
 		return nil, err
 	}
 	entries, err := Root(o, release)
@@ -84,19 +85,21 @@ func Build(o Options) (*images.Manifest, error) {
 	return m, m.Write(filepath.Join(o.Out, images.ManifestFile))
 }
 
-func findRelease(pkg string) (string, error) {
-	found, err := filepath.Glob(filepath.Join(pkg, "boot", "vmlinuz-*"))
+// findKernel returns the path and the release of the package's one kernel.
+func findKernel(pkg string) (path, release string, err error) {
+	found, err := filepath.Glob(filepath.Join(pkg, "boot", "vmlinu[xz]-*"))
 	if err != nil {
-		return "", fmt.Errorf("kernel package %s: %w", pkg, err)
+		return "", "", fmt.Errorf("kernel package %s: %w", pkg, err)
 	}
 	if len(found) != 1 {
-		return "", fmt.Errorf("kernel package %s holds %d kernels (boot/vmlinuz-*): want one", pkg, len(found))
+		return "", "", fmt.Errorf("kernel package %s holds %d kernels (boot/vmlinuz-* or boot/vmlinux-*): want one", pkg, len(found))
 	}
-	return strings.TrimPrefix(filepath.Base(found[0]), "vmlinuz-"), nil
+	_, release, _ = strings.Cut(filepath.Base(found[0]), "-")
+	return found[0], release, nil
 }
 
-func writeKernel(o Options, release string) error {
-	packed, err := os.ReadFile(filepath.Join(o.KernelPackage, "boot", "vmlinuz-"+release))
+func writeKernel(o Options, path string) error {
+	packed, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("kernel: %w", err)
 	}

@@ -2,7 +2,8 @@
 
 // Package kernel takes the uncompressed kernel out of a distribution's bzImage.
 // The ELF file inside starts through PVH, which needs neither firmware work nor
-// decompression in the guest.
+// decompression in the guest. kata.config beside it configures the kernel that
+// `make kernel` builds, which is such an ELF file from the start.
 package kernel
 
 import (
@@ -27,6 +28,8 @@ const (
 	sector     = 512
 )
 
+const elfMagic = "\x7fELF"
+
 // compressions tells payloads apart. All but gzip, xz and plain ELF carry four
 // more bytes after the stream: its unpacked size.
 var compressions = []struct {
@@ -40,14 +43,18 @@ var compressions = []struct {
 	{"gzip", "\x1f\x8b", []string{"gzip", "-dc"}, false},
 }
 
-// Extract returns the vmlinux ELF inside a bzImage. Which of the lz4, zstd, xz
-// and gzip programs is called depends on how the kernel was packed.
+// Extract returns the vmlinux ELF inside a bzImage, or the file itself when it is
+// an ELF file already. Which of the lz4, zstd, xz and gzip programs is called
+// depends on how the kernel was packed.
 func Extract(bzImage []byte) ([]byte, error) {
+	if bytes.HasPrefix(bzImage, []byte(elfMagic)) {
+		return bzImage, nil
+	}
 	payload, err := payload(bzImage)
 	if err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
-	if bytes.HasPrefix(payload, []byte("\x7fELF")) {
+	if bytes.HasPrefix(payload, []byte(elfMagic)) {
 		return payload, nil
 	}
 	for _, c := range compressions {
@@ -61,7 +68,7 @@ func Extract(bzImage []byte) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("kernel: unpack the %s payload: %w", c.name, err)
 		}
-		if !bytes.HasPrefix(vmlinux, []byte("\x7fELF")) {
+		if !bytes.HasPrefix(vmlinux, []byte(elfMagic)) {
 			return nil, fmt.Errorf("kernel: the %s payload does not hold an ELF file", c.name)
 		}
 		return vmlinux, nil

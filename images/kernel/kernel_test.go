@@ -44,6 +44,9 @@ func TestExtractEveryCompression(t *testing.T) {
 			t.Errorf("%s: %d bytes, %v; want %d bytes", c.tool, len(got), err, len(vmlinux))
 		}
 	}
+	if got, err := Extract(vmlinux); err != nil || !bytes.Equal(got, vmlinux) {
+		t.Errorf("an ELF file: %d bytes, %v; want it as it is", len(got), err)
+	}
 }
 
 func TestExtractRefuses(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/hypervisor/hypervisortest/guestimage"
+	"github.com/kata-v2/kata/hypervisor/vsock/vsocktest/guestsvc"
 	"github.com/kata-v2/kata/hypervisor/vsock/vsocktest/measure"
 	"github.com/kata-v2/kata/internal/config"
 	"github.com/kata-v2/kata/sandbox"
@@ -76,12 +77,16 @@ func (e *Env) withRawMachine(ctx context.Context, f func(hypervisor.VM) error) (
 	}
 	vm, err := sandbox.NewQEMU(cfg, slog.New(slog.DiscardHandler)).Start(ctx, hypervisor.Config{
 		ID: "streams", Dir: dir, Kernel: cfg.QEMU.Kernel, Initrd: initrd, CPUs: 1, MemoryBytes: cfg.QEMU.MemoryBytes(),
-		Vsock: hypervisor.VsockBackend(cfg.QEMU.Vsock),
+		Vsock: hypervisor.VsockBackend(cfg.QEMU.Vsock), ReadyParam: guestsvc.ReadyParam,
 	})
 	if err != nil {
 		return err
 	}
-	if err = f(vm); err != nil {
+	// A driver that is built in is up before the guest's program listens.
+	if err = vm.(hypervisor.ReadyWaiter).WaitReady(ctx); err == nil {
+		err = f(vm)
+	}
+	if err != nil {
 		err = fmt.Errorf("%w; console: %s", err, vm.Info().ConsoleTail())
 	}
 	// An interrupt ends the measurement, not the machine's orderly end.

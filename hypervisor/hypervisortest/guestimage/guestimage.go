@@ -7,14 +7,13 @@ package guestimage
 import (
 	"bytes"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/kata-v2/kata/images/cpio"
+	"github.com/kata-v2/kata/images/modules"
 )
 
 // Where the Makefile says that the test kernel and its modules are.
@@ -30,11 +29,8 @@ const CPU = "max,-cx16,-erms,-fsrm"
 // initPackage is the guest's first process.
 const initPackage = "github.com/kata-v2/kata/hypervisor/vsock/vsocktest/guestinit"
 
-// modules are what a guest needs for virtio-vsock on PCI, in dependency order.
-var modules = []string{
-	"virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
-	"vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport",
-}
+// wants are what a guest needs for virtio-vsock on PCI.
+var wants = []modules.Want{{Group: modules.Boot, Name: "virtio_pci"}, {Group: modules.Boot, Name: "vmw_vsock_virtio_transport"}}
 
 // Kernel is the path of the test kernel.
 func Kernel(tb testing.TB) string {
@@ -64,10 +60,6 @@ func Initrd(tb testing.TB) string {
 // Write builds the guest's root at path. modulesDir is lib/modules/<version> of
 // the kernel that it is for. It runs go build, so below this module's root only.
 func Write(path, modulesDir string) error {
-	dir, err := filepath.EvalSymlinks(modulesDir) // a walk does not follow its root
-	if err != nil {
-		return fmt.Errorf("guest image: modules: %w", err)
-	}
 	init, err := buildInit()
 	if err != nil {
 		return fmt.Errorf("guest image: %w", err)
@@ -77,26 +69,36 @@ func Write(path, modulesDir string) error {
 		cpio.CharDevice("dev/console", 0o600, 5, 1),
 		cpio.File("init", 0o755, init),
 	}
-	builtin, err := os.ReadFile(filepath.Join(dir, "modules.builtin"))
+	picked, err := pick(modulesDir)
 	if err != nil {
-		return fmt.Errorf("guest image: modules: %w", err)
+		return fmt.Errorf("guest image: %w", err)
 	}
-	builtin = bytes.ReplaceAll(builtin, []byte("-"), []byte("_"))
-	for i, m := range modules {
-		if bytes.Contains(builtin, []byte("/"+m+".ko")) {
-			continue
-		}
-		data, err := readModule(dir, m)
-		if err != nil {
-			return fmt.Errorf("guest image: %w", err)
-		}
-		entries = append(entries, cpio.File(fmt.Sprintf("modules/%02d-%s.ko", i, m), 0o644, data))
+	for i, m := range picked {
+		entries = append(entries, cpio.File(fmt.Sprintf("modules/%02d-%s", i, m.File), 0o644, m.Data))
 	}
 	var b bytes.Buffer
 	if err := cpio.Write(&b, entries); err != nil {
 		return fmt.Errorf("guest image: %w", err)
 	}
 	return os.WriteFile(path, b.Bytes(), 0o644)
+}
+
+// BuiltIn tells whether the test kernel needs no module for vsock.
+func BuiltIn(tb testing.TB) bool {
+	tb.Helper()
+	picked, err := pick(env(tb, EnvModules))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return len(picked) == 0
+}
+
+func pick(modulesDir string) ([]modules.Module, error) {
+	dir, err := filepath.EvalSymlinks(modulesDir) // a walk does not follow its root
+	if err != nil {
+		return nil, err
+	}
+	return modules.Pick(dir, wants)
 }
 
 func buildInit() ([]byte, error) {
@@ -112,22 +114,4 @@ func buildInit() ([]byte, error) {
 		return nil, fmt.Errorf("build %s: %w\n%s", initPackage, err, out)
 	}
 	return os.ReadFile(bin)
-}
-
-func readModule(dir, name string) ([]byte, error) {
-	var path string
-	err := filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
-		if err == nil && strings.ReplaceAll(filepath.Base(p), "-", "_") == name+".ko" {
-			path = p
-			return fs.SkipAll
-		}
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	if path == "" {
-		return nil, fmt.Errorf("module %s.ko below %s: %w", name, dir, fs.ErrNotExist)
-	}
-	return os.ReadFile(path)
 }

@@ -65,6 +65,11 @@ func run() error {
 			return fmt.Errorf("load %s: %w", m, err)
 		}
 	}
+	if !listening { // the kernel has the driver built in: it was up before this process
+		if err := serve(); err != nil {
+			return err
+		}
+	}
 	fmt.Println("guestinit: ready")
 	return guestsvc.Ready(network, string(line))
 }

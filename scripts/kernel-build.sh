@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# `make kernel`: builds the small guest kernel from Debian's source package with
+# images/kernel/kata.config, once for each source version and configuration:
+#   kernel/linux-kata-<version>-<digest>/boot/vmlinux-<release>   ELF with a PVH entry, stripped
+#                                       /lib/modules/<release>    no modules, the list of what is built in
+#                                       /config, /version         configuration, version of the source package
+#   kernel/small -> that directory, in which modules -> lib/modules/<release>
+# The tree is that of an unpacked kernel package (scripts/kernel.sh), so what takes one takes the other.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/lib.sh
+. "$here/lib.sh"
+dir=$KATA_CACHE/kernel
+config=$here/../images/kernel/kata.config
+
+mkdir -p "$KATA_CACHE"
+# One build at a time: a second one waits, and then finds it done.
+exec 9>"$KATA_CACHE/.kernel.lock"
+flock 9
+version=$("$here/apt-private.sh" version "$KERNEL_SOURCE_SUITE" "$KERNEL_SOURCE")
+[ -n "$version" ] || die "kernel: the Debian archive has no $KERNEL_SOURCE in $KERNEL_SOURCE_SUITE"
+digest=$(cat "$config" "${BASH_SOURCE[0]}" | sha256sum | cut -c 1-12)
+name=linux-kata-$version-$digest
+if current "$dir/$name" "$name"; then
+	ln -sfn "$name" "$dir/small"
+	exit 0
+fi
+
+install_packages gcc make flex bison bc libelf-dev binutils xz-utils
+say "kernel: building $KERNEL_SOURCE $version (10 to 20 minutes of one core, once)"
+# Not below tmp, which a set-up that runs beside this empties.
+work=$dir/.build
+trap 'rm -rf "$work"' EXIT
+rm -rf "$work"
+mkdir -p "$work"
+"$here/apt-private.sh" unpack "$KERNEL_SOURCE_SUITE" "$work/package" "$KERNEL_SOURCE"
+tarball=$work/package/usr/src/$KERNEL_SOURCE.tar.xz
+[ -f "$tarball" ] || die "kernel: $KERNEL_SOURCE holds no usr/src/$KERNEL_SOURCE.tar.xz"
+# Of the architectures only ours, of the texts only what the configuration reads.
+tar -xJf "$tarball" -C "$work" --wildcards --exclude='*/Documentation/*/*' --exclude='*/drivers/gpu/drm/amd/include/*' \
+	$(for a in alpha arc arm arm64 csky hexagon loongarch m68k microblaze mips nios2 openrisc parisc powerpc riscv s390 sh sparc um xtensa; do
+		printf -- '--exclude=*/arch/%s/* ' "$a"
+	done)
+rm -rf "$work/package"
+src=$work/$KERNEL_SOURCE
+
+# What depends on who builds when would make every build another kernel.
+build() {
+	make -s -C "$src" ARCH=x86_64 KBUILD_BUILD_USER=kata KBUILD_BUILD_HOST=kata KBUILD_BUILD_VERSION=1 \
+		KBUILD_BUILD_TIMESTAMP="$KERNEL_BUILD_TIME" "$@"
+}
+fail() {
+	tail -30 "$work/log" >&2
+	die "kernel: the build failed; its last lines are above"
+}
+build KCONFIG_ALLCONFIG="$config" allnoconfig >"$work/log" 2>&1 || fail
+lost=$(awk 'NR == FNR { if (/^CONFIG_/) { split($0, a, "="); have[a[1]] = $0 } next }
+	/^CONFIG_/ { split($0, a, "="); if (have[a[1]] != $0) print "  " $0 }
+	/^# CONFIG_.* is not set$/ { if ($2 in have) print "  " $0 }' "$src/.config" "$config")
+[ -z "$lost" ] || die "kernel: these lines of images/kernel/kata.config do not hold in the configuration that results (a dependency is missing, or the name has changed):
+$lost"
+build -j"$(nproc)" vmlinux >"$work/log" 2>&1 || fail
+release=$(cat "$src/include/config/kernel.release")
+readelf -n "$src/vmlinux" 2>/dev/null | grep -q 'Xen' || die "kernel: the built file has no PVH entry (an ELF note of Xen's)"
+mkdir -p "$work/out/boot" "$work/out/lib/modules/$release"
+strip -s -o "$work/out/boot/vmlinux-$release" "$src/vmlinux"
+cp "$src/modules.builtin" "$work/out/lib/modules/$release/"
+cp "$src/.config" "$work/out/config"
+printf '%s\n' "$version" >"$work/out/version"
+ln -s "lib/modules/$release" "$work/out/modules"
+replace "$work/out" "$dir/$name" "$name"
+ln -sfn "$name" "$dir/small"
+say "kernel: $release, $(stat -c %s "$dir/$name/boot/vmlinux-$release") bytes, $(times | awk 'NR == 2 { split($1, u, /[ms]/); split($2, s, /[ms]/); printf "%.1f", u[1] + s[1] + (u[2] + s[2]) / 60 }') minutes of CPU"
