@@ -73,6 +73,30 @@ func TestBuildIsRepeatableAndVerifies(t *testing.T) {
 	}
 }
 
+// A kernel of `make kernel` is an ELF file from the start, with everything built in.
+func TestBuildOfAnUncompressedKernel(t *testing.T) {
+	o := options(t, 1000)
+	boot := filepath.Join(o.KernelPackage, "boot")
+	if err := os.RemoveAll(boot); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(boot, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	vmlinux := []byte("\x7fELF and so on")
+	if err := os.WriteFile(filepath.Join(boot, "vmlinux-6.1.0-9-cloud-amd64"), vmlinux, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	m, err := Build(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(filepath.Join(o.Out, images.KernelFile))
+	if err != nil || !bytes.Equal(got, vmlinux) || m.Kernel.Release != "6.1.0-9-cloud-amd64" {
+		t.Errorf("kernel of release %q with %q, %v", m.Kernel.Release, got, err)
+	}
+}
+
 func TestBuildBoundsTheRoot(t *testing.T) {
 	_, err := Build(options(t, MaxRoot))
 	if err == nil || !strings.Contains(err.Error(), "init (20971520)") {
