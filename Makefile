@@ -88,8 +88,9 @@ test: image lint ## set up, build, lint, and run every test
 	@go test -count=1 -p 1 -timeout 20m ./...
 
 .PHONY: test-all
-test-all: image lint ## the tests again with the race detector and on the small kernel, and what takes longer
+test-all: image lint ## the tests again with the race detector and on the small kernel, in all modes, and what takes longer
 	$(call step,test with the race detector)
+	@scripts/containerd.sh all
 	@KATA_TEST_ALL=1 go test -count=1 -race -p 1 -timeout 40m ./...
 	@$(MAKE) test KERNEL=small
 

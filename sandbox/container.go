@@ -53,6 +53,9 @@ type Container struct {
 // one. On error nothing of the container is left.
 func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *Container, err error) {
 	t := newTimings()
+	if err := s.notStopped(); err != nil {
+		return nil, err
+	}
 	if err := validateSpec(cc.Spec, s.podNetNS()); err != nil {
 		return nil, err
 	}
@@ -113,6 +116,17 @@ func (s *Sandbox) podNetNS() string {
 		return fmt.Sprintf("/proc/%d/ns/net", pid)
 	}
 	return ""
+}
+
+// notStopped comes before a look at the specification, which names things of the
+// pod that are gone with it.
+func (s *Sandbox) notStopped() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state == Stopped {
+		return s.stoppedLocked()
+	}
+	return nil
 }
 
 func (s *Sandbox) reserve(c *Container) error {

@@ -117,6 +117,23 @@ func TestValidateSpec(t *testing.T) {
 		"bidirectional": {func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Type: "bind", Source: "/x", Destination: "/y", Options: []string{"rbind", "rshared"}})
 		}, "Bidirectional"},
+		"seccomp default": {func(s *specs.Spec) {
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: "SCMP_ACT_PERHAPS"}
+		}, `linux.seccomp.defaultAction: "SCMP_ACT_PERHAPS"`},
+		"seccomp action": {func(s *specs.Spec) {
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}}}}
+		}, `linux.seccomp.syscalls[0].action: ""`},
+		"seccomp without calls": {func(s *specs.Spec) {
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Action: specs.ActErrno}}}
+		}, "linux.seccomp.syscalls[0].names"},
+		"seccomp operator": {func(s *specs.Spec) {
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{
+				{Names: []string{"read"}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{Op: specs.OpEqualTo}, {Op: "SCMP_CMP_ISH"}}}}}
+		}, `linux.seccomp.syscalls[0].args[1].op: "SCMP_CMP_ISH"`},
+		"seccomp argument": {func(s *specs.Spec) {
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{
+				{Names: []string{"read"}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{Index: 6, Op: specs.OpEqualTo}}}}}
+		}, "linux.seccomp.syscalls[0].args[0].index"},
 		"block device": {func(s *specs.Spec) {
 			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/vda", Type: "b"}}
 		}, "linux.devices[0]"},

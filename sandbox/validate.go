@@ -33,6 +33,9 @@ func validateSpec(spec *specs.Spec, pod string) error {
 	if err := validateUsers(spec); err != nil {
 		return err
 	}
+	if err := validateSeccomp(spec.Linux.Seccomp); err != nil {
+		return err
+	}
 	for i, m := range spec.Mounts {
 		for _, o := range m.Options {
 			if o == "shared" || o == "rshared" {

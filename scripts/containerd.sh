@@ -4,6 +4,7 @@
 # Puts the lab's container runtimes into the cache: containerd 2.4, 2.2 and 1.7
 # built through the Go module proxy, each in a module of its own (its dependencies
 # never mix with ours), containerd 1.6 and runc unpacked from Debian's packages.
+# With the argument "all" also 2.2 and 1.7 with Kubernetes' CRI, for `make test-all`.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
@@ -59,3 +60,7 @@ build containerd-2.4 github.com/containerd/containerd/v2 "$CONTAINERD_24_VERSION
 # Only for what differs in how they start a shim: no Kubernetes, no shim of their own.
 build containerd-2.2 github.com/containerd/containerd/v2 "$CONTAINERD_22_VERSION" no_cri containerd ctr
 build containerd-1.7 github.com/containerd/containerd "$CONTAINERD_17_VERSION" no_cri containerd ctr
+if [ "${1:-}" = all ]; then
+	build containerd-2.2-cri github.com/containerd/containerd/v2 "$CONTAINERD_22_VERSION" "" containerd ctr
+	build containerd-1.7-cri github.com/containerd/containerd "$CONTAINERD_17_VERSION" "" containerd ctr
+fi

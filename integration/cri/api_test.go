@@ -12,12 +12,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
-
-	"github.com/kata-v2/kata/integration/lab"
 )
 
-// sandboxClient talks to the shim of the only pod beside containerd.
-func (p *pod) sandboxClient() sandboxapi.TTRPCSandboxService {
+// dialShim connects to the shim of the only pod, beside containerd.
+func (p *pod) dialShim() *ttrpc.Client {
 	p.Helper()
 	sockets, err := filepath.Glob(filepath.Join(p.c.PodsDir(), "[^.]*", "shim.sock"))
 	if err != nil || len(sockets) != 1 {
@@ -27,13 +25,19 @@ func (p *pod) sandboxClient() sandboxapi.TTRPCSandboxService {
 	p.ok(err)
 	client := ttrpc.NewClient(conn)
 	p.Cleanup(func() { client.Close() })
-	return sandboxapi.NewTTRPCSandboxClient(client)
+	return client
+}
+
+// sandboxClient is the shim's Sandbox service.
+func (p *pod) sandboxClient() sandboxapi.TTRPCSandboxService {
+	p.Helper()
+	return sandboxapi.NewTTRPCSandboxClient(p.dialShim())
 }
 
 // TestSandboxStates: the Sandbox service itself, on the shim's socket, with a real
 // machine behind it.
 func TestSandboxStates(t *testing.T) {
-	b := newBox(t, mode{"Sandbox", "2.4", lab.HandlerSandbox})
+	b := newBox(t, sandboxMode)
 	p := b.run()
 	s := p.sandboxClient()
 	_, err := s.CreateSandbox(b.ctx(), &sandboxapi.CreateSandboxRequest{SandboxID: p.id})

@@ -49,7 +49,7 @@ func newBox(t *testing.T, m mode) *box {
 		if err != nil {
 			t.Error(err)
 		}
-		left = slices.DeleteFunc(left, ownFirst)
+		left = slices.DeleteFunc(left, b.nodesOwn)
 		if len(left) > 0 {
 			t.Errorf("left behind on this machine:\n%s", leak.Format(left))
 		}
@@ -60,10 +60,15 @@ func newBox(t *testing.T, m mode) *box {
 	return b
 }
 
-// ownFirst is what the first pod of a node makes and the node keeps: the bridge
-// in the lab's own network.
-func ownFirst(l leak.Leak) bool {
-	return strings.Contains(l.What, " pods0 (bridge,") || strings.HasPrefix(l.What, "pods0 (bridge,")
+// nodesOwn is what the first pod of a node makes and the node keeps, the bridges
+// in the lab's own network, and containerd after a restart.
+func (b *box) nodesOwn(l leak.Leak) bool {
+	for _, bridge := range []string{"pods0 (bridge,", "lan0 (bridge,"} {
+		if strings.Contains(l.What, " "+bridge) || strings.HasPrefix(l.What, bridge) {
+			return true
+		}
+	}
+	return strings.HasPrefix(l.What, fmt.Sprintf("%d (", b.c.PID()))
 }
 
 // notable picks the lines of a log that say why something failed.

@@ -81,7 +81,7 @@ func testExitCodes(p *pod) {
 		code   int32
 		reason string
 	}{
-		"exit 0": {0, "Completed"}, "exit 42": {42, "Error"}, "kill -9 $$": {137, "Error"}, "kill -TERM $$; sleep 5": {143, "Error"},
+		"exit 0": {0, "Completed"}, "exit 42": {42, "Error"}, "kill -9 $$": {137, "Error"}, "kill -TERM $$; sleep 1": {143, "Error"},
 	} {
 		c := p.start(p.script(script))
 		if s := c.wait(); s.ExitCode != want.code || s.Reason != want.reason {

@@ -27,14 +27,22 @@ type mode struct {
 	handler string // runtime handler
 }
 
-// modes of containerd 2.4, and of 1.6 for the tests that run on both.
+// sandboxMode is what every test runs in. Those whose subject is not the same with
+// a pause container, or on an old containerd, run in more; `make test-all` runs all in all.
 var (
-	modes = []mode{
-		{"Sandbox", "2.4", lab.HandlerSandbox},
-		{"Pause", "2.4", lab.HandlerPause},
+	sandboxMode = mode{"Sandbox", "2.4", lab.HandlerSandbox}
+	pauseMode   = mode{"Pause", "2.4", lab.HandlerPause}
+	oldMode     = mode{"Pause1.6", "1.6", lab.HandlerPause}
+
+	allModes = []mode{
+		sandboxMode, pauseMode,
+		{"Sandbox2.2", "2.2", lab.HandlerSandbox}, {"Pause2.2", "2.2", lab.HandlerPause},
+		{"Pause1.7", "1.7", lab.HandlerPause}, oldMode, // which have no Sandbox API for pods
 	}
-	oldMode = mode{"Pause1.6", "1.6", lab.HandlerPause}
 )
+
+// allEnv makes each test run in allModes; `make test-all` sets it.
+const allEnv = "KATA_TEST_ALL"
 
 // node is a containerd with a client of its CRI.
 type node struct {
@@ -77,7 +85,10 @@ func startNode(version string) (*node, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	c, err := lab.Start(ctx, lab.Options{
-		Version: version, CRI: true, ShimDir: filepath.Join(build, "bin"), Kata: &lab.Kata{Images: filepath.Join(build, "images")},
+		Version: version, CRI: true, ShimDir: filepath.Join(build, "bin"), Networks: badNetworks, Plugins: cniScripts,
+		Kata: &lab.Kata{Images: filepath.Join(build, "images"), Set: map[string]string{
+			"hypervisor.qemu.enable_annotations": `["default_vcpus"]`,
+		}},
 	})
 	if err != nil {
 		return nil, err
@@ -93,9 +104,18 @@ func (n *node) connect(ctx context.Context) (err error) {
 	if err := n.c.ImportCRI(ctx); err != nil {
 		return err
 	}
-	n.runtime, err = criclient.NewRemoteRuntimeServiceBuilder().
+	return n.dial(ctx)
+}
+
+// dial connects to the CRI.
+func (n *node) dial(ctx context.Context) error {
+	runtime, err := criclient.NewRemoteRuntimeServiceBuilder().
 		WithEndpoint(n.c.Endpoint()).WithConnectionTimeout(callTimeout).WithTracerProvider(nil).Build(ctx)
-	return err
+	if err != nil {
+		return err
+	}
+	n.runtime = runtime
+	return nil
 }
 
 func (n *node) stop() error {
@@ -108,10 +128,14 @@ func (n *node) stop() error {
 	return errors.Join(err, n.c.Stop(ctx))
 }
 
-// each runs a test in every mode of containerd 2.4, and in more.
+// each runs a test in sandboxMode and in more.
 func each(t *testing.T, test func(*box), more ...mode) {
 	t.Helper()
-	for _, m := range append(modes[:len(modes):len(modes)], more...) {
+	modes := append([]mode{sandboxMode}, more...)
+	if os.Getenv(allEnv) != "" {
+		modes = allModes
+	}
+	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) { test(newBox(t, m)) })
 	}
 }

@@ -17,6 +17,9 @@ import (
 	"github.com/kata-v2/kata/integration/lab"
 )
 
+// gateway is the bridge's address.
+var gateway = strings.TrimSuffix(lab.PodSubnet, "0/24") + "1"
+
 // get asks a web server from the lab's host.
 func (b *box) get(address string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -47,7 +50,7 @@ func (b *box) get(address string) (string, error) {
 
 // TestPodNetwork: the pod has the address that CNI gave it; host and pods reach
 // servers in it, at its address and at a host port; it reaches the host.
-func TestPodNetwork(t *testing.T) { each(t, testPodNetwork, oldMode) }
+func TestPodNetwork(t *testing.T) { each(t, testPodNetwork, pauseMode, oldMode) }
 
 func testPodNetwork(b *box) {
 	p := b.run(func(c *runtimeapi.PodSandboxConfig) {
@@ -67,7 +70,6 @@ func testPodNetwork(b *box) {
 			b.Errorf("%s: %q, %v", address, got, err)
 		}
 	}
-	gateway := strings.TrimSuffix(lab.PodSubnet, "0/24") + "1"
 	c.shell("ping -c 1 -W 5 " + gateway)
 
 	q := b.run()

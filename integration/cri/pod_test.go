@@ -19,7 +19,7 @@ func (p *pod) state() runtimeapi.PodSandboxState {
 
 // TestPodLife: a pod is ready, stops in short time, stays known until it is
 // removed; stopping and removing twice is no error.
-func TestPodLife(t *testing.T) { each(t, testPodLife, oldMode) }
+func TestPodLife(t *testing.T) { each(t, testPodLife, pauseMode, oldMode) }
 
 func testPodLife(b *box) {
 	before := time.Now()

@@ -32,10 +32,11 @@ func TestSharing(t *testing.T) {
 			{"OwnProcesses", testOwnProcesses},
 			{"Crash", testCrash},
 			{"Stats", testStats},
+			{"Metrics", testMetrics},
 		} {
 			b.Run(part.name, func(t *testing.T) { part.test(p.in(t)) })
 		}
-	})
+	}, pauseMode)
 }
 
 // testNames: hostname, /etc/hostname, /etc/hosts, /etc/resolv.conf.
@@ -165,7 +166,7 @@ func testStats(p *pod) {
 
 // TestSharedProcesses: with shareProcessNamespace the containers see each other's
 // processes, none is the namespace's first, and each ends for itself.
-func TestSharedProcesses(t *testing.T) { each(t, testSharedProcesses, oldMode) }
+func TestSharedProcesses(t *testing.T) { each(t, testSharedProcesses, pauseMode, oldMode) }
 
 func testSharedProcesses(b *box) {
 	p := b.run(func(c *runtimeapi.PodSandboxConfig) {
@@ -210,4 +211,48 @@ func testSharedProcesses(b *box) {
 	if ps := four.shell("ps -o stat,args | grep '^Z' || echo none"); ps != "none" {
 		b.Errorf("zombies: %s", ps)
 	}
+}
+
+// testMetrics: what the kubelet shows at /metrics/cadvisor, which containerd 2.4 makes
+// of the shim's figures and of the pod's network.
+func testMetrics(p *pod) {
+	if p.mode.version < "2.2" {
+		return // older ones do not implement it
+	}
+	c := p.start(p.script("head -c 4000000 /dev/zero >/dev/shm/more; echo ready; exec sleep 1000"))
+	c.awaitLog("ready\n")
+	c.shell("ping -c 1 -W 10 " + gateway)
+	if all := must(p.runtime.ListMetricDescriptors(p.ctx()))(p); len(all) == 0 {
+		p.Error("no metric is described")
+	}
+	var mine *runtimeapi.PodSandboxMetrics
+	for _, m := range must(p.runtime.ListPodSandboxMetrics(p.ctx()))(p) {
+		if m.PodSandboxId == p.id {
+			mine = m
+		}
+	}
+	values := func(list []*runtimeapi.Metric) map[string]uint64 {
+		out := map[string]uint64{}
+		for _, m := range list {
+			out[m.Name] = max(out[m.Name], m.GetValue().GetValue())
+		}
+		return out
+	}
+	pod := values(mine.GetMetrics())
+	if pod["container_network_receive_bytes_total"] == 0 {
+		p.Errorf("the pod's: %v", pod)
+	}
+	for _, m := range mine.GetContainerMetrics() {
+		if m.ContainerId != c.id {
+			continue
+		}
+		got := values(m.Metrics)
+		for name, least := range map[string]uint64{"container_memory_usage_bytes": 2 << 20, "container_processes": 1, "container_start_time_seconds": 1 << 30} {
+			if got[name] < least {
+				p.Errorf("%s is %d; want at least %d", name, got[name], least)
+			}
+		}
+		return
+	}
+	p.Errorf("no metrics of the container in %v", mine)
 }

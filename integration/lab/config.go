@@ -19,8 +19,10 @@ type release struct {
 	// directories (/opt/containerd, /var/run/nri), or look for what is not there.
 	off []string
 	// cri are the plugins that only Kubernetes needs; they cost start-up time.
-	// None where the build leaves them out.
 	cri []string
+	// criDir is the folder of a build with them, where the one in dir has none. Only
+	// `make test-all` sets it up.
+	criDir string
 	// extra is more of config.toml.
 	extra string
 }
@@ -41,9 +43,10 @@ var releases = map[string]release{
 	},
 	"1.7": {
 		dir: "containerd-1.7", configVersion: 2,
-		off: []string{"io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri"},
+		off:    []string{"io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri"},
+		criDir: "containerd-1.7-cri",
 	},
-	"2.2": {dir: "containerd-2.2", configVersion: 3, off: off2, extra: "imports = []\n"},
+	"2.2": {dir: "containerd-2.2", configVersion: 3, off: off2, criDir: "containerd-2.2-cri", extra: "imports = []\n"},
 	"2.4": {
 		dir: "containerd-2.4", configVersion: 3, off: off2,
 		cri: []string{
@@ -62,7 +65,7 @@ func (c *Containerd) config() string {
 	r := releases[c.opts.Version]
 	off := slices.Clone(r.off)
 	if !c.opts.CRI {
-		off = append(off, r.cri...)
+		off = append(off, r.cri...) // none in a build that leaves them out
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "version = %d\n", r.configVersion)

@@ -93,7 +93,34 @@ func (c *Containerd) cniResults() string { return filepath.Join(cniCache, "resul
 
 // CNIState matches what CNI keeps of this lab's live pods: addresses and results.
 func (c *Containerd) CNIState() []string {
-	return []string{filepath.Join(c.cniDir(), "ipam", c.cniName(), "[0-9]*"), c.cniResults()}
+	return []string{filepath.Join(c.cniDir(), "ipam", c.cniName()+"*", "[0-9]*"), c.cniResults()}
+}
+
+// cniPrograms is where the scripts of Options.Plugins are.
+func (c *Containerd) cniPrograms() string { return filepath.Join(c.cniDir(), "bin") }
+
+// networkDir holds the configuration of one of Options.Networks.
+func (c *Containerd) networkDir(name string) string { return filepath.Join(c.cniDir(), "net-"+name) }
+
+// writeNetworks writes what Options.Networks and Options.Plugins describe.
+func (c *Containerd) writeNetworks() error {
+	files := map[string]string{}
+	for name, plugins := range c.opts.Networks {
+		plugins = strings.ReplaceAll(plugins, "@DATA@", filepath.Join(c.cniDir(), "ipam"))
+		files[filepath.Join(c.networkDir(name), "10.conflist")] = fmt.Sprintf("{\"cniVersion\": \"1.0.0\", \"name\": %q, \"plugins\": [%s]}\n", c.cniName()+"-"+name, plugins)
+	}
+	for name, script := range c.opts.Plugins {
+		files[filepath.Join(c.cniPrograms(), name)] = script
+	}
+	for path, text := range files {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return fmt.Errorf("lab: network: %w", err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+			return fmt.Errorf("lab: network: %w", err)
+		}
+	}
+	return nil
 }
 
 // prepareCRI makes the lab's network and writes its CNI configuration.
@@ -117,13 +144,16 @@ func (c *Containerd) prepareCRI() (err error) {
 	if err := os.WriteFile(filepath.Join(c.cniDir(), "10-lab.conflist"), []byte(conf), 0o644); err != nil {
 		return fmt.Errorf("lab: CNI configuration: %w", err)
 	}
+	if err := c.writeNetworks(); err != nil {
+		return err
+	}
 	c.net, err = newHostNet()
 	return err
 }
 
 // criConfig is the CRI's part of config.toml.
 func (c *Containerd) criConfig() string {
-	if c.opts.Version == "1.6" {
+	if releases[c.opts.Version].configVersion == 2 {
 		const cri = `plugins."io.containerd.grpc.v1.cri"`
 		var b strings.Builder
 		fmt.Fprintf(&b, "[%s]\nsandbox_image = %q\nrestrict_oom_score_adj = true\ndisable_apparmor = true\nnetns_mounts_under_state_dir = true\n", cri, PauseImage)
@@ -138,12 +168,15 @@ func (c *Containerd) criConfig() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "[%s]\nsnapshotter = %q\n[%s.pinned_images]\nsandbox = %q\n", images, c.opts.Snapshotter, images, PauseImage)
 	fmt.Fprintf(&b, "[%s]\nrestrict_oom_score_adj = true\ndisable_apparmor = true\nnetns_mounts_under_state_dir = true\n", cri)
-	fmt.Fprintf(&b, "[%s.cni]\nbin_dirs = [%q]\nconf_dir = %q\n", cri, cniPlugins, c.cniDir())
+	fmt.Fprintf(&b, "[%s.cni]\nbin_dirs = [%q, %q]\nconf_dir = %q\n", cri, cniPlugins, c.cniPrograms(), c.cniDir())
 	fmt.Fprintf(&b, "[%s.containerd]\ndefault_runtime_name = %q\n", cri, HandlerSandbox)
 	fmt.Fprintf(&b, "[%s.containerd.runtimes.%s]\nruntime_type = \"io.containerd.runc.v2\"\n", cri, HandlerRunc)
 	for handler, sandboxer := range map[string]string{HandlerSandbox: "shim", HandlerPause: "podsandbox"} {
 		fmt.Fprintf(&b, "[%s.containerd.runtimes.%s]\nruntime_type = \"io.containerd.kata.v2\"\nsandboxer = %q\ndisable_pause_image_pull = %t\n", cri, handler, sandboxer, sandboxer == "shim")
 		fmt.Fprintf(&b, "privileged_without_host_devices = true\npod_annotations = [\"io.katacontainers.*\"]\n")
+	}
+	for name := range c.opts.Networks {
+		fmt.Fprintf(&b, "[%s.containerd.runtimes.%s-%s]\nruntime_type = \"io.containerd.kata.v2\"\nsandboxer = \"shim\"\ndisable_pause_image_pull = true\ncni_conf_dir = %q\n", cri, HandlerSandbox, name, c.networkDir(name))
 	}
 	return b.String()
 }

@@ -11,6 +11,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/containerd/errdefs"
 )
 
 // AnnotationPrefix begins the annotations that set configuration keys; the rest
@@ -27,10 +29,11 @@ var annotationSections = map[string]string{
 	"runtime":    "runtime",
 }
 
-// annotate applies a pod's annotations, in the order of their names.
+// annotate applies a pod's annotations, in the order of their names. What is
+// wrong with one is an InvalidArgument: the pod's author wrote it, not the operator.
 func (c *Config) annotate(all map[string]string) ([]Warning, error) {
 	if _, ok := all[configPathAnnotation]; ok {
-		return nil, fmt.Errorf("annotation %s is refused: a pod cannot choose the configuration; name the file in the runtime's ConfigPath option", configPathAnnotation)
+		return nil, fmt.Errorf("annotation %s is refused: a pod cannot choose the configuration; name the file in the runtime's ConfigPath option: %w", configPathAnnotation, errdefs.ErrInvalidArgument)
 	}
 	var warnings []Warning
 	for _, name := range slices.Sorted(maps.Keys(all)) {
@@ -40,7 +43,7 @@ func (c *Config) annotate(all map[string]string) ([]Warning, error) {
 		}
 		noted, err := c.annotateOne(rest, all[name])
 		if err != nil {
-			return nil, fmt.Errorf("annotation %s: %w", name, err)
+			return nil, fmt.Errorf("annotation %s: %w: %w", name, err, errdefs.ErrInvalidArgument)
 		}
 		if noted {
 			warnings = append(warnings, Warning{Source: "annotation " + name, Text: "known from Kata Containers and without effect here"})
@@ -57,7 +60,7 @@ func (c *Config) annotatedRoot(all map[string]string) error {
 	_, hasInitrd := all[initrd]
 	switch {
 	case hasImage && hasInitrd:
-		return fmt.Errorf("annotation %s excludes %s; set one of them", image, initrd)
+		return fmt.Errorf("annotation %s excludes %s; set one of them: %w", image, initrd, errdefs.ErrInvalidArgument)
 	case hasImage:
 		c.QEMU.Initrd = ""
 	case hasInitrd:
