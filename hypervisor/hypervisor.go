@@ -91,6 +91,12 @@ type Config struct {
 	CPUs, MaxCPUs int
 	// MemoryBytes is the guest's memory at boot, a multiple of 1 MiB.
 	MemoryBytes uint64
+	// MaxMemoryBytes is the most that it can grow to (MemoryResizer). At most
+	// MemoryBytes, 0 for example, means that it cannot.
+	MaxMemoryBytes uint64
+	// ReclaimFreed gives memory that the guest frees back to the host. Never for
+	// memory that is a copy-on-write view of a file: the file itself would lose it.
+	ReclaimFreed bool
 	// Shares are the virtio-fs devices of the machine.
 	Shares []Share
 	// NICs are the network devices of the machine, in the order in which the guest finds them.

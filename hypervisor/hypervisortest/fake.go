@@ -49,6 +49,7 @@ type FakeVM struct {
 	cmd     *exec.Cmd
 	info    hypervisor.Info
 	plugs   fakePlugs
+	size    fakeSize
 	console *tail.Buffer
 
 	ready   chan struct{}
@@ -186,6 +187,7 @@ func (s *fakeStart) exec(ctx context.Context) error {
 	vm := s.vm
 	vm.cmd = cmd
 	vm.plugs.ports = s.c.HotplugPorts
+	vm.size.cpus, vm.size.memory = s.c.CPUs, s.c.MemoryBytes
 	vm.info = hypervisor.Info{
 		PID: cmd.Process.Pid, Accelerator: FakeAccelerator, Vsock: hypervisor.VsockVhostUser, ConsoleTail: vm.console.String,
 	}

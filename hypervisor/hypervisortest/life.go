@@ -23,6 +23,7 @@ import (
 func (s *suite) life() {
 	c := s.config("life")
 	c.NICs, c.HotplugPorts = []hypervisor.NIC{s.nic("fixed", 2)}, 1
+	c.MaxCPUs, c.MaxMemoryBytes, c.ReclaimFreed = c.CPUs+moreCPUs, c.MemoryBytes+moreMemory, true
 	vm := s.start(c)
 	early := wait("a dial made before the guest was up", func() error { return s.dialEcho(vm, 1) })
 	s.info(vm)
@@ -40,6 +41,7 @@ func (s *suite) life() {
 	s.dials(vm)
 	s.listens(vm)
 	s.plugging(vm)
+	s.resizing(vm, c)
 
 	waiting := s.load(vm)
 	s.stillWaiting(waiting)

@@ -99,7 +99,7 @@ func arguments(c hypervisor.Config, l layout) []string {
 		"-accel", accel,
 		"-cpu", cpu,
 		"-smp", fmt.Sprintf("%d,maxcpus=%d", c.CPUs, max(c.CPUs, c.MaxCPUs)),
-		"-m", mib,
+		"-m", mib + maxMemory(c),
 		"-object", "memory-backend-memfd,id=mem,size=" + mib + ",share=on",
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", l.QMPFD),
 		"-mon", "chardev=qmp,mode=control",
@@ -115,6 +115,7 @@ func arguments(c hypervisor.Config, l layout) []string {
 			"-chardev", fmt.Sprintf("socket,id=fs%d,fd=%d", i, l.ShareFDs[i]),
 			"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=fs%d,tag=%s,queue-size=1024", i, s.Tag))
 	}
+	a = append(a, memoryArguments(c)...)
 	for i, n := range c.NICs {
 		a = append(a, nicArguments(n, l.NICs[i], i)...)
 	}
@@ -149,6 +150,7 @@ func kernelCommandLine(c hypervisor.Config, l layout) string {
 		"rcupdate.rcu_expedited=1", "random.trust_cpu=on", "cryptomgr.notests", "cgroup_no_v1=all",
 		"i8042.noaux", "i8042.nopnp", "net.ifnames=0", "pci=lastbus=0",
 	}
+	p = append(p, memoryParams(c)...)
 	p = append(p, c.KernelParams...)
 	if c.ReadyParam != "" {
 		p = append(p, fmt.Sprintf("%s=%d", c.ReadyParam, l.ReadyPort))

@@ -27,12 +27,14 @@ func TestArguments(t *testing.T) {
 	}
 	kvm := fixed
 	kvm.Accelerator, kvm.Vsock, kvm.CID, kvm.Firmware, kvm.InitrdFD, kvm.Sandbox = KVM, hypervisor.VsockVhost, 77, "", 0, false
+	sized := base
+	sized.MaxMemoryBytes, sized.ReclaimFreed = 1<<30+1<<20, true
 	withShares := fixed
 	withShares.ShareFDs = []int{3, 4}
 	for name, c := range map[string]struct {
 		c hypervisor.Config
 		l layout
-	}{"tcg": {base, fixed}, "kvm-vhost": {base, kvm}, "shares": {shared, withShares}} {
+	}{"tcg": {base, fixed}, "kvm-vhost": {base, kvm}, "shares": {shared, withShares}, "sizes": {sized, fixed}} {
 		t.Run(name, func(t *testing.T) {
 			got := strings.Join(arguments(c.c, c.l), "\n") + "\n"
 			golden := filepath.Join("testdata", name+".args")

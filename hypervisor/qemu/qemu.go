@@ -94,6 +94,7 @@ func (h *Hypervisor) Start(ctx context.Context, c hypervisor.Config) (hypervisor
 		done:    make(chan struct{}),
 		ready:   make(chan struct{}),
 		plugs:   newPlugs(c),
+		sizes:   newSizes(c, h.o.Accelerator),
 	}}
 	// The shares belong to the backend from now on, also when Start fails.
 	for _, sh := range c.Shares {

@@ -30,6 +30,7 @@ type VM struct {
 	stderr  *tail.Buffer
 	info    hypervisor.Info
 	plugs   *plugs
+	sizes   *sizes
 
 	ready     chan struct{} // closed when the guest has dialled
 	readyOnce sync.Once
@@ -91,6 +92,7 @@ func (vm *VM) copyConsole(r io.Reader) {
 
 // qmpEvent notes why QEMU is about to end (QEMU qapi/run-state.json, SHUTDOWN).
 func (vm *VM) qmpEvent(e qmpEvent) {
+	vm.sizes.event(e)
 	if e.Name == "DEVICE_DELETED" {
 		vm.plugs.deleted(e.Data)
 		return

@@ -29,8 +29,11 @@ const CPU = "max,-cx16,-erms,-fsrm"
 // initPackage is the guest's first process.
 const initPackage = "github.com/kata-v2/kata/hypervisor/vsock/vsocktest/guestinit"
 
-// wants are what a guest needs for virtio-vsock on PCI.
-var wants = []modules.Want{{Group: modules.Boot, Name: "virtio_pci"}, {Group: modules.Boot, Name: "vmw_vsock_virtio_transport"}}
+// wants are what a guest needs for virtio-vsock and for memory that comes and goes.
+var wants = []modules.Want{
+	{Group: modules.Boot, Name: "virtio_pci"}, {Group: modules.Boot, Name: "vmw_vsock_virtio_transport"},
+	{Group: modules.Boot, Name: "virtio_mem"}, {Group: modules.Boot, Name: "virtio_balloon"},
+}
 
 // Kernel is the path of the test kernel.
 func Kernel(tb testing.TB) string {
