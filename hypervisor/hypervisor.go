@@ -101,8 +101,10 @@ type Config struct {
 	Shares []Share
 	// NICs are the network devices of the machine, in the order in which the guest finds them.
 	NICs []NIC
+	// Disks are the disks of the machine at boot; they can be unplugged.
+	Disks []Disk
 	// HotplugPorts is how many devices can be plugged into the running machine at
-	// a time (NICPlugger). Each costs boot time.
+	// a time (NICPlugger, DiskPlugger).
 	HotplugPorts int
 	// Vsock chooses the backend of the vsock device.
 	Vsock VsockBackend
@@ -169,6 +171,8 @@ type Info struct {
 	Vsock VsockBackend
 	// NICs are the places in the guest of Config.NICs, as PlugNIC returns them.
 	NICs []string
+	// Disks are the places in the guest of Config.Disks, as PlugDisk returns them.
+	Disks []string
 	// Console returns the last bytes that the guest wrote to its console.
 	ConsoleTail func() string
 }

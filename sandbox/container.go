@@ -88,16 +88,21 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 	if err != nil {
 		return nil, err
 	}
+	root, err := s.openRoot(cc)
+	if err != nil {
+		return nil, err
+	}
 	// The machine boots while the host's side of the container is mounted.
 	booted := make(chan error, 1)
-	go func() { booted <- s.start(ctx, share, *pod, t) }()
-	spec, err := c.prepare(share, cc)
+	go func() { booted <- s.start(ctx, share, *pod, s.firstOf(cc, root), t) }()
+	spec, err := c.prepare(share, cc, root != nil)
 	if err := errors.Join(err, <-booted); err != nil {
-		return nil, errors.Join(err, share.Remove(c.id))
+		closeDisks(root)
+		return nil, errors.Join(err, s.detach(ctx, c.id), share.Remove(c.id))
 	}
 	t.mark("t_prepare")
-	if err := c.create(ctx, spec); err != nil {
-		return nil, errors.Join(fmt.Errorf("create container: %w", err), share.Remove(c.id))
+	if err := c.create(ctx, spec, root); err != nil {
+		return nil, errors.Join(fmt.Errorf("create container: %w", err), s.detach(context.WithoutCancel(ctx), c.id), share.Remove(c.id))
 	}
 	if err := c.createHooks(ctx); err != nil {
 		return nil, errors.Join(err, s.removeInGuest(ctx, c.id), share.Remove(c.id))
@@ -152,7 +157,7 @@ func (s *Sandbox) forget(c *Container) {
 
 // prepare mounts what the container needs of the host and returns its
 // specification in the guest.
-func (c *Container) prepare(share *storage.Share, cc ContainerConfig) (*specs.Spec, error) {
+func (c *Container) prepare(share *storage.Share, cc ContainerConfig, onDisks bool) (_ *specs.Spec, err error) {
 	bundleRoot := filepath.Join(cc.Bundle, "rootfs")
 	if cc.Spec.Root != nil && cc.Spec.Root.Path != "" {
 		bundleRoot = cc.Spec.Root.Path
@@ -160,9 +165,11 @@ func (c *Container) prepare(share *storage.Share, cc ContainerConfig) (*specs.Sp
 			bundleRoot = filepath.Join(cc.Bundle, bundleRoot)
 		}
 	}
-	root, err := share.Rootfs(c.id, cc.Rootfs, bundleRoot)
-	if err != nil {
-		return nil, err
+	root := storage.GuestRoot(c.id)
+	if !onDisks {
+		if root, err = share.Rootfs(c.id, cc.Rootfs, bundleRoot); err != nil {
+			return nil, err
+		}
 	}
 	sources := map[int]string{}
 	for i, m := range cc.Spec.Mounts {
@@ -180,12 +187,20 @@ func (c *Container) prepare(share *storage.Share, cc ContainerConfig) (*specs.Sp
 }
 
 // create makes the container in the guest, blocked until Start.
-func (c *Container) create(ctx context.Context, spec *specs.Spec) error {
+func (c *Container) create(ctx context.Context, spec *specs.Spec, root *storage.RootDisks) error {
 	m, err := c.s.running()
+	if err == nil {
+		err = m.needsShare(root, c.spec)
+	}
+	if err == nil {
+		err = c.s.clearGuest(ctx)
+	}
 	if err != nil {
+		closeDisks(root)
 		return err
 	}
-	if err := c.s.clearGuest(ctx); err != nil {
+	storages, err := c.attachRoot(ctx, m, root)
+	if err != nil {
 		return err
 	}
 	stdio, err := m.agent.OpenStdio(ctx, c.id, c.id, c.init.wants)
@@ -194,7 +209,7 @@ func (c *Container) create(ctx context.Context, spec *specs.Spec) error {
 	}
 	in, out, errp := stdio.Ports()
 	resp, err := m.agent.CreateContainer(ctx, &agentpb.CreateContainerRequest{
-		ContainerId: c.id, ExecId: c.id, OCI: wireSpec(spec), SandboxPidns: sharesPIDNamespace(c.spec),
+		ContainerId: c.id, ExecId: c.id, OCI: wireSpec(spec), SandboxPidns: sharesPIDNamespace(c.spec), Storages: storages,
 		StdinPort: in, StdoutPort: out, StderrPort: errp,
 	})
 	if err != nil {
@@ -467,5 +482,5 @@ func (s *Sandbox) removeInGuest(ctx context.Context, id string) error {
 	if err = m.agent.Err(err); err != nil && !errors.Is(err, agentclient.ErrGone) && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove container: %w", err)
 	}
-	return nil
+	return s.detach(ctx, id)
 }

@@ -41,7 +41,7 @@ func (t *timings) add(phase string, d time.Duration) {
 // startMachine plans and acquires: daemon and VMM start at the same time, since
 // the VMM waits for the daemon by itself, and the guest boots meanwhile. On
 // error what was acquired is in the returned machine, for release.
-func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod PodConfig, t *timings) (*machine, error) {
+func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod PodConfig, f first, t *timings) (_ *machine, err error) {
 	m := &machine{log: s.o.Log, forget: s.o.Ledger.Forget}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	vc := planVM(s.o.Config, s.o.ID, s.o.Key, pod.NetNSPath, s.o.HostCPUs)
@@ -53,14 +53,18 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 	if err := s.connectNetwork(ctx, m, &vc, requiresNetwork(pod)); err != nil {
 		return m, err
 	}
-	daemon, err := s.startDaemon(ctx, m, share.Dir(), &vc)
+	daemon, err := s.startDaemon(ctx, m, share.Dir(), &vc, f.noShare)
 	if err != nil {
 		closeNICs(vc.NICs)
 		return m, err
 	}
+	s.bootDisks(&vc, f)
 	vm, err := s.o.Hypervisor.Start(ctx, vc)
 	if err == nil {
 		m.vm = vm
+		s.disks.Booted(f.container, vm.Info().Disks, nil)
+	} else {
+		s.disks.Booted(f.container, nil, err)
 	}
 	// A VMM that lost its daemon fails too; the daemon's own words say more.
 	if derr := <-daemon; derr != nil || err != nil {
@@ -94,7 +98,12 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 
 // startDaemon starts virtiofsd in the background: its socket exists already,
 // which is all that the VMM needs. The channel yields once.
-func (s *Sandbox) startDaemon(ctx context.Context, m *machine, dir string, vc *hypervisor.Config) (<-chan error, error) {
+func (s *Sandbox) startDaemon(ctx context.Context, m *machine, dir string, vc *hypervisor.Config, none bool) (<-chan error, error) {
+	done := make(chan error, 1)
+	if none {
+		done <- nil
+		return done, nil
+	}
 	path, err := s.o.Config.Virtiofsd()
 	if err != nil {
 		return nil, err
@@ -104,7 +113,6 @@ func (s *Sandbox) startDaemon(ctx context.Context, m *machine, dir string, vc *h
 		return nil, err
 	}
 	vc.Shares = []hypervisor.Share{{Tag: protocols.SharedTag, Conn: client}}
-	done := make(chan error, 1)
 	go func() {
 		var err error
 		m.daemon, err = storage.StartDaemon(ctx, storage.DaemonOptions{
@@ -141,9 +149,11 @@ func (s *Sandbox) createInGuest(ctx context.Context, m *machine, pod PodConfig) 
 		GuestHookPath: s.o.Config.QEMU.GuestHookPath,
 		SandboxId:     s.o.ID,
 		SandboxPidns:  pod.SharePID,
-		Storages: []*agentpb.Storage{{
+	}
+	if m.daemon != nil {
+		req.Storages = append(req.Storages, &agentpb.Storage{
 			Driver: "virtio-fs", Source: protocols.SharedTag, Fstype: "virtiofs", MountPoint: protocols.GuestSharedDir + "/",
-		}},
+		})
 	}
 	// Any container of the pod may bind it, so it is there whether the first one does or not.
 	shm := &agentpb.Storage{Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", MountPoint: protocols.GuestShmDir,

@@ -34,6 +34,9 @@ func (h *configuredQEMU) Start(ctx context.Context, vc hypervisor.Config) (hyper
 			s.Conn.Close()
 		}
 		closeNICs(vc.NICs)
+		for _, d := range vc.Disks {
+			d.Close()
+		}
 		return nil, &hypervisor.StartError{Phase: "config", Err: err}
 	}
 	return b.Start(ctx, vc)

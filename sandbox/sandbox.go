@@ -71,6 +71,7 @@ type Sandbox struct {
 	wish  context.Context // that there be a machine; a boot under way ends with it
 	leave context.CancelFunc
 	share func() (*storage.Share, error) // made once, before the machine
+	disks *storage.Disks
 
 	mu         sync.Mutex
 	state      State                 // guarded by mu
@@ -92,7 +93,7 @@ func New(o Options) *Sandbox {
 	wish, leave := context.WithCancel(context.Background())
 	return &Sandbox{
 		o: o, ended: make(chan struct{}), up: make(chan struct{}), containers: map[string]*Container{},
-		wish: wish, leave: leave,
+		wish: wish, leave: leave, disks: storage.NewDisks(),
 		share: sync.OnceValues(func() (*storage.Share, error) {
 			return storage.NewShare(filepath.Join(o.Ledger.Dir(), "shared"), o.HostMounts)
 		}),
@@ -143,12 +144,12 @@ func (s *Sandbox) running() (*machine, error) {
 }
 
 // start boots the machine once; every caller waits for the same result.
-func (s *Sandbox) start(ctx context.Context, share *storage.Share, pod PodConfig, t *timings) error {
+func (s *Sandbox) start(ctx context.Context, share *storage.Share, pod PodConfig, f first, t *timings) error {
 	s.boot.Do(func() {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(s.wish, cancel)()
-		m, err := s.startMachine(ctx, share, pod, t)
+		m, err := s.startMachine(ctx, share, pod, f, t)
 		err = m.outOfMemory(err)
 		s.mu.Lock()
 		if err == nil && s.state == Stopped {

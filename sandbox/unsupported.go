@@ -21,7 +21,6 @@ func CheckConfig(c *config.Config) error {
 		key, instead string
 	}{
 		{c.QEMU.Image != "", "hypervisor.qemu.image", "use initrd"},
-		{c.QEMU.SharedFS != "virtio-fs", "hypervisor.qemu.shared_fs", `use "virtio-fs"`},
 		{len(c.Runtime.SandboxBindMounts) > 0, "runtime.sandbox_bind_mounts", "leave it empty"},
 	} {
 		if k.set {

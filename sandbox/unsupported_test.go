@@ -15,7 +15,6 @@ func TestCheckConfig(t *testing.T) {
 	for body, key := range map[string]string{
 		"":                                  "",
 		"[hypervisor.qemu]\nimage = \"/i\"": "hypervisor.qemu.image",
-		"[hypervisor.qemu]\nshared_fs = \"none\"":   "hypervisor.qemu.shared_fs",
 		"[runtime]\nsandbox_bind_mounts = [\"/x\"]": "runtime.sandbox_bind_mounts",
 	} {
 		c, _, err := config.Load(config.LoadOptions{Body: []byte(body)})

@@ -62,3 +62,27 @@ install_packages() {
 		"${install[@]}" >&2
 	}
 }
+
+# newer_program WORK BINARY "LIBRARY…" PACKAGE…: a program of trixie that runs on
+# an older release. It is unpacked with PACKAGE… below WORK; WORK/out gets lib/, flat,
+# with the program, its loader and LIBRARY…, and a script of the program's name.
+newer_program() {
+	local work=$1 binary=$2 libraries=$3 name=${2##*/} lib found
+	shift 3
+	"$here/apt-private.sh" unpack trixie "$work/root" libc6 "$@"
+	mkdir -p "$work/out/lib"
+	for lib in ld-linux-x86-64.so.2 libc.so.6 $libraries; do
+		found=$(find "$work/root" -name "$lib" -print | head -1)
+		[ -n "$found" ] || die "$name: $lib is in none of the packages unpacked from trixie"
+		cp -L "$found" "$work/out/lib/$lib"
+	done
+	install -m 755 "$work/root/$binary" "$work/out/lib/$name"
+	cat >"$work/out/$name" <<-WRAPPER
+		#!/bin/sh
+		# Runs the program through the loader it was built for; exec keeps the pid.
+		lib=\$(dirname "\$0")/lib
+		exec "\$lib/ld-linux-x86-64.so.2" --library-path "\$lib" "\$lib/$name" "\$@"
+	WRAPPER
+	chmod 755 "$work/out/$name"
+	"$work/out/$name" --version >&2 || die "$name: the unpacked program does not run (see the loader's message above)"
+}

@@ -12,7 +12,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/kata-v2/kata/internal/config"
 	"github.com/kata-v2/kata/internal/version"
+	"github.com/kata-v2/kata/sandbox"
 )
 
 // featuresType is the type URL under which containerd reads the OCI features
@@ -30,7 +32,8 @@ func info(stdin io.Reader, stdout io.Writer) error {
 	if err := proto.Unmarshal(in, &req); err != nil {
 		return fmt.Errorf("standard input is not a RuntimeRequest: %w", err)
 	}
-	if _, err := loadOptions(req.Options); err != nil {
+	opts, err := loadOptions(req.Options)
+	if err != nil {
 		return err
 	}
 	doc, err := json.Marshal(ociFeatures())
@@ -39,16 +42,27 @@ func info(stdin io.Reader, stdout io.Writer) error {
 	}
 	v := version.Get()
 	out, err := proto.Marshal(&types.RuntimeInfo{
-		Name:     Name,
-		Version:  &types.RuntimeVersion{Version: v.Version, Revision: v.Commit},
-		Options:  req.Options,
-		Features: &anypb.Any{TypeUrl: featuresType, Value: doc},
+		Name:        Name,
+		Version:     &types.RuntimeVersion{Version: v.Version, Revision: v.Commit},
+		Options:     req.Options,
+		Features:    &anypb.Any{TypeUrl: featuresType, Value: doc},
+		Annotations: infoAnnotations(opts),
 	})
 	if err != nil {
 		return err
 	}
 	_, err = stdout.Write(out)
 	return err
+}
+
+// infoAnnotations tell a containerd that does not read it of the bootstrap's
+// answer which mounts are made here. A bad configuration is start's to report.
+func infoAnnotations(o runtimeOptions) map[string]string {
+	c, _, err := config.Load(o.config)
+	if err != nil || !sandbox.MountsBlock(c) {
+		return nil
+	}
+	return map[string]string{annotationMounts: allowedMounts(mountCapabilities(c))}
 }
 
 // ociFeatures is the OCI features document (runtime-spec features.md). What is in

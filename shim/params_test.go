@@ -229,8 +229,8 @@ func TestInfo(t *testing.T) {
 	if r.Name != Name || r.Version.GetVersion() == "" || r.Features.GetTypeUrl() != featuresType || !proto.Equal(r.Options, opts) {
 		t.Errorf("%v", &r)
 	}
-	if len(r.Annotations) > 0 {
-		t.Errorf("annotations %v: what containerd reads there belongs to MountCapabilities", r.Annotations)
+	if got := r.Annotations[annotationMounts]; len(r.Annotations) != 1 || got != "erofs,format/*,mkdir/*" {
+		t.Errorf("annotations %v: want what containerd 2.1 to 2.3 reads of mounts", r.Annotations)
 	}
 	var doc features.Features
 	must(t, json.Unmarshal(r.Features.Value, &doc))

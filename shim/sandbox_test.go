@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/kata-v2/kata/internal/config"
 	"github.com/kata-v2/kata/protocols/cripb"
 	"github.com/kata-v2/kata/protocols/sandboxpb"
 )
@@ -293,7 +294,7 @@ func TestAnswerForASandbox(t *testing.T) {
 	t.Setenv(envMaxVersion, "2")
 	for sandboxAPI, want := range map[bool]float64{false: 2, true: 3} {
 		var b bytes.Buffer
-		must(t, answer(&params{}, "unix:///run/x/shim.sock", sandboxAPI, &b))
+		must(t, answer(&params{}, "unix:///run/x/shim.sock", sandboxAPI, mountCapabilities(&config.Config{}), &b))
 		var got map[string]any
 		must(t, json.Unmarshal(b.Bytes(), &got))
 		if got["version"] != want || got["protocol"] != "ttrpc" {

@@ -12,6 +12,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
@@ -93,7 +95,7 @@ func start(ctx context.Context, p *params, stdout io.Writer) error {
 	if err := os.WriteFile(filepath.Join(p.Bundle, "address"), []byte(address), 0o600); err != nil {
 		return fmt.Errorf("address file: %w", err)
 	}
-	return answer(p, address, spec == nil, stdout)
+	return answer(p, address, spec == nil, mountCapabilities(cfg), stdout)
 }
 
 // findOrFork returns the address of the pod's daemon. The state directory is
@@ -230,13 +232,13 @@ func (p *params) form() answerForm {
 // ones. A sandbox of the Sandbox API is made by 2.0 and newer only; to those of
 // 2.0 to 2.2 version 3 says that the sandbox's containers may come here without
 // another start (containerd core/runtime/v2/shim_manager.go).
-func answer(p *params, address string, sandboxAPI bool, w io.Writer) error {
+func answer(p *params, address string, sandboxAPI bool, mounts *types.MountCapabilities, w io.Writer) error {
 	var out []byte
 	var err error
 	switch {
 	case p.Protobuf:
 		result := &bootapi.BootstrapResult{Version: 3, Address: address, Protocol: "ttrpc"}
-		if err = result.AddExtension(mountCapabilities()); err == nil {
+		if err = result.AddExtension(mounts); err == nil {
 			out, err = proto.Marshal(result)
 		}
 	case os.Getenv(envMaxVersion) != "":
@@ -257,9 +259,28 @@ func answer(p *params, address string, sandboxAPI bool, w io.Writer) error {
 	return nil
 }
 
-// mountCapabilities says which root file systems containerd hands over without
-// having mounted anything itself (containerd docs/shim-capabilities.md). None yet:
-// what has a mount handler there (erofs) or needs a transform (format/…, mkfs/…)
-// is done by containerd, and the shim gets what is left for mount(2). Saying so
-// spares containerd 2.4 asking with -info.
-func mountCapabilities() *types.MountCapabilities { return &types.MountCapabilities{} }
+// mountCapabilities says which root filesystems containerd hands over without
+// having mounted anything itself (containerd docs/shim-capabilities.md): layers of
+// EROFS, and the overlay or bind mount that names them by their place in the list.
+// What is written is an ext4 that containerd makes (mkfs/) and hands over. None of
+// it when root filesystems are to be shared; saying so spares containerd 2.4 asking
+// with -info.
+func mountCapabilities(c *config.Config) *types.MountCapabilities {
+	if !sandbox.MountsBlock(c) {
+		return &types.MountCapabilities{}
+	}
+	return &types.MountCapabilities{Types: []string{"erofs"}, Transforms: []string{"format", "mkdir"}}
+}
+
+// annotationMounts is where containerd 2.1 to 2.3 finds the same (containerd
+// core/runtime/v2/task_manager.go).
+const annotationMounts = "containerd.io/runtime-allow-mounts"
+
+// allowedMounts is the annotation's value.
+func allowedMounts(m *types.MountCapabilities) string {
+	all := slices.Clone(m.Types)
+	for _, t := range m.Transforms {
+		all = append(all, t+"/*")
+	}
+	return strings.Join(all, ",")
+}

@@ -106,6 +106,15 @@ func (m *Modules) EnsureFS(fstype string) error {
 	return m.LoadByName(fstype, nil)
 }
 
+// EnsureModule makes sure that a module is loaded, for a kernel that has it as
+// one: a name that the image does not have is taken to be built into the kernel.
+func (m *Modules) EnsureModule(name string) error {
+	if _, ok := m.find(normal(name)); !ok {
+		return nil
+	}
+	return m.LoadByName(name, nil)
+}
+
 // LoadByName loads one module of the image and, first, what it depends on by its
 // own account (the "depends" entry of its .modinfo section). A name that the
 // image does not have is fine when the kernel has it loaded or built in.

@@ -17,6 +17,7 @@ import (
 	"github.com/kata-v2/kata/guest-agent/engine"
 	"github.com/kata-v2/kata/guest-agent/fault"
 	"github.com/kata-v2/kata/guest-agent/ocispec"
+	"github.com/kata-v2/kata/guest-agent/storage"
 	"github.com/kata-v2/kata/protocols/agentpb"
 )
 
@@ -97,13 +98,8 @@ func (p *Pod) create(ctx context.Context, req *agentpb.CreateContainerRequest, s
 		return nil, err
 	}
 	undo.add(func() error { return os.RemoveAll(c.bundle) })
-	for _, s := range req.Storages {
-		mp, err := p.cfg.Storage.Add(ctx, s, c.ID)
-		if err != nil {
-			return nil, err
-		}
-		c.storages = append(c.storages, mp)
-		undo.add(func() error { return p.cfg.Storage.Remove(mp) })
+	if err := p.addStorages(ctx, c, req.Storages, undo); err != nil {
+		return nil, err
 	}
 	if err := p.addDevices(ctx, spec, req.Devices); err != nil {
 		return nil, err
@@ -130,6 +126,33 @@ func (p *Pod) create(ctx context.Context, req *agentpb.CreateContainerRequest, s
 		p.holdPIDNS(c.init.PID())
 	}
 	return c, nil
+}
+
+// addStorages mounts what the container needs. Those that are layers of one root
+// filesystem are one mount.
+func (p *Pod) addStorages(ctx context.Context, c *Container, all []*agentpb.Storage, undo *undo) error {
+	done := func(mp string, err error) error {
+		if err != nil {
+			return err
+		}
+		c.storages = append(c.storages, mp)
+		undo.add(func() error { return p.cfg.Storage.Remove(mp) })
+		return nil
+	}
+	var layers []*agentpb.Storage
+	for _, s := range all {
+		if storage.IsLayer(s) {
+			layers = append(layers, s)
+			continue
+		}
+		if err := done(p.cfg.Storage.Add(ctx, s, c.ID)); err != nil {
+			return err
+		}
+	}
+	if len(layers) == 0 {
+		return nil
+	}
+	return done(p.cfg.Storage.AddLayers(ctx, layers, c.ID))
 }
 
 // makeInit makes the cgroup, the stdio and the first process.

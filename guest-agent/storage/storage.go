@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -52,6 +53,7 @@ func Drivers() []string {
 type Modules interface {
 	Ensure(group string) error
 	EnsureFS(fstype string) error
+	EnsureModule(name string) error
 }
 
 // Manager counts the users of each mount point.
@@ -59,6 +61,9 @@ type Manager struct {
 	modules Modules
 	finder  *devices.Finder
 	runDir  string // where overlays keep their upper directories
+
+	layersDir string        // where layers are mounted
+	groups    atomic.Uint64 // numbers the directories below it
 
 	mu      sync.Mutex
 	entries map[string]*entry // guarded by mu; by mount point
@@ -70,11 +75,35 @@ type entry struct {
 	ready  chan struct{} // closed when the mount is made or has failed
 	err    error         // read after ready
 	umount bool
+
+	// Written while the mount is made, read after ready.
+	undo     []func() error // what else goes when the mount point is unmounted, last first
+	verities []*verityDevice
+}
+
+// corruption names the layers of which a read has failed dm-verity's check.
+func (e *entry) corruption() error {
+	var errs []error
+	for _, d := range e.verities {
+		if d.corrupted() {
+			errs = append(errs, fmt.Errorf("%s is corrupted: what was read of it does not match its dm-verity root hash", d.below))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (e *entry) runUndo() error {
+	var errs []error
+	for i := len(e.undo) - 1; i >= 0; i-- {
+		errs = append(errs, e.undo[i]())
+	}
+	e.undo = nil
+	return errors.Join(errs...)
 }
 
 // NewManager makes one. runDir is the base of the containers' directories.
 func NewManager(m Modules, f *devices.Finder, runDir string) *Manager {
-	return &Manager{modules: m, finder: f, runDir: runDir, entries: map[string]*entry{}}
+	return &Manager{modules: m, finder: f, runDir: runDir, layersDir: layersDir, entries: map[string]*entry{}}
 }
 
 // Add makes s available for container cid (the sandbox when empty) and returns
@@ -89,22 +118,36 @@ func (m *Manager) Add(ctx context.Context, s *agentpb.Storage, cid string) (stri
 			return "", fault.New(fault.Unimplemented, "storage %s: driver option %q is not supported by this guest", s.Source, o)
 		}
 	}
+	mp, err := cleanMountPoint(s)
+	if err != nil {
+		return "", err
+	}
+	return m.add(ctx, entry{shared: s.Shared, umount: s.Driver != "local"}, mp, fmt.Sprintf("driver %s, source %q", s.Driver, s.Source),
+		func(*entry) error { return m.make(ctx, h, s, mp, cid) })
+}
+
+func cleanMountPoint(s *agentpb.Storage) (string, error) {
 	mp := filepath.Clean(s.MountPoint)
 	if !filepath.IsAbs(mp) || mp == "/" {
 		return "", fault.New(fault.InvalidArgument, "storage mount_point %q: want an absolute path below /", s.MountPoint)
 	}
+	return mp, nil
+}
+
+// add gains a user of a mount point, which build makes for the first one. kind
+// says what such a mount is like, what describes it in errors.
+func (m *Manager) add(ctx context.Context, kind entry, mp, what string, build func(*entry) error) (string, error) {
 	m.mu.Lock()
 	e, exists := m.entries[mp]
 	if !exists {
-		e = &entry{ready: make(chan struct{})}
+		e = &entry{ready: make(chan struct{}), umount: kind.umount}
 		m.entries[mp] = e
 	}
 	e.users++
-	e.shared = e.shared || s.Shared
+	e.shared = e.shared || kind.shared
 	m.mu.Unlock()
 	if !exists {
-		e.umount = s.Driver != "local"
-		e.err = m.make(ctx, h, s, mp, cid)
+		e.err = build(e)
 		close(e.ready)
 	}
 	select {
@@ -114,7 +157,7 @@ func (m *Manager) Add(ctx context.Context, s *agentpb.Storage, cid string) (stri
 	}
 	if e.err != nil {
 		m.forget(mp, e)
-		return "", fmt.Errorf("storage %s (driver %s, source %q): %w", mp, s.Driver, s.Source, e.err)
+		return "", fmt.Errorf("storage %s (%s): %w", mp, what, e.err)
 	}
 	return mp, nil
 }
@@ -153,7 +196,7 @@ func (m *Manager) Remove(mp string) error {
 	if !ok || !e.umount {
 		return nil
 	}
-	return unmount(mp)
+	return errors.Join(unmount(mp), e.runUndo())
 }
 
 func unmount(mp string) error {

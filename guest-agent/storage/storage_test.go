@@ -36,8 +36,9 @@ func TestParseOptions(t *testing.T) {
 
 type noModules struct{ err error }
 
-func (n noModules) Ensure(string) error   { return n.err }
-func (n noModules) EnsureFS(string) error { return n.err }
+func (n noModules) Ensure(string) error       { return n.err }
+func (n noModules) EnsureFS(string) error     { return n.err }
+func (n noModules) EnsureModule(string) error { return n.err }
 
 func manager(t *testing.T) *Manager { return NewManager(noModules{}, nil, t.TempDir()) }
 

@@ -48,6 +48,7 @@ type FakeVM struct {
 	guest   *Guest
 	cmd     *exec.Cmd
 	info    hypervisor.Info
+	disks   fakeDisks
 	plugs   fakePlugs
 	size    fakeSize
 	console *tail.Buffer
@@ -90,6 +91,9 @@ func (f *Fake) Start(ctx context.Context, c hypervisor.Config) (hypervisor.VM, e
 			}
 			closeShares(c)
 			closeNICs(c)
+			for _, d := range c.Disks {
+				d.Close()
+			}
 			return nil, &hypervisor.StartError{Phase: step.phase, Err: err}
 		}
 	}
@@ -191,6 +195,7 @@ func (s *fakeStart) exec(ctx context.Context) error {
 	vm.info = hypervisor.Info{
 		PID: cmd.Process.Pid, Accelerator: FakeAccelerator, Vsock: hypervisor.VsockVhostUser, ConsoleTail: vm.console.String,
 	}
+	vm.info.Disks = vm.disks.boot(s.c)
 	for i := range s.c.NICs {
 		vm.info.NICs = append(vm.info.NICs, fmt.Sprintf("f%x", i))
 	}

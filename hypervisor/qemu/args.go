@@ -65,9 +65,10 @@ type layout struct {
 	VsockFD     int
 	CID         uint32
 	ReadyPort   uint32
-	ShareFDs    []int    // in the order of Config.Shares
-	NICs        []nicFDs // in the order of Config.NICs
-	Sandbox     bool     // QEMU's own seccomp filter
+	ShareFDs    []int     // in the order of Config.Shares
+	NICs        []nicFDs  // in the order of Config.NICs
+	Disks       []diskFDs // in the order of Config.Disks
+	Sandbox     bool      // QEMU's own seccomp filter
 }
 
 // CPUModel is what the accelerator offers the guest. Under TCG, CMPXCHG16B is
@@ -119,8 +120,9 @@ func arguments(c hypervisor.Config, l layout) []string {
 	for i, n := range c.NICs {
 		a = append(a, nicArguments(n, l.NICs[i], i)...)
 	}
-	for i := range c.HotplugPorts {
-		a = append(a, "-device", fmt.Sprintf("pcie-root-port,id=%s,bus=pcie.0,addr=%#x,chassis=%d,slot=%d,io-reserve=0", portID(i), firstPortSlot+i, i+1, i+1))
+	a = append(a, portArguments(ports(c))...)
+	for i, d := range c.Disks {
+		a = append(a, diskArguments(d, l.Disks[i], i)...)
 	}
 	if l.Sandbox {
 		a = append(a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")

@@ -29,12 +29,19 @@ func TestArguments(t *testing.T) {
 	kvm.Accelerator, kvm.Vsock, kvm.CID, kvm.Firmware, kvm.InitrdFD, kvm.Sandbox = KVM, hypervisor.VsockVhost, 77, "", 0, false
 	sized := base
 	sized.MaxMemoryBytes, sized.ReclaimFreed = 1<<30+1<<20, true
+	// More disks and ports than there are slots: further functions of the slots.
+	disks := base
+	disks.HotplugPorts, disks.Disks = 7, []hypervisor.Disk{
+		{ID: "disk0", ReadOnly: true, Parts: make([]hypervisor.DiskPart, 3)}, {ID: "disk1", Parts: make([]hypervisor.DiskPart, 1)},
+	}
+	withDisks := fixed
+	withDisks.Disks = []diskFDs{{parts: []int{10, 11, 12}, descriptor: 14}, {parts: []int{13}}}
 	withShares := fixed
 	withShares.ShareFDs = []int{3, 4}
 	for name, c := range map[string]struct {
 		c hypervisor.Config
 		l layout
-	}{"tcg": {base, fixed}, "kvm-vhost": {base, kvm}, "shares": {shared, withShares}, "sizes": {sized, fixed}} {
+	}{"tcg": {base, fixed}, "kvm-vhost": {base, kvm}, "shares": {shared, withShares}, "sizes": {sized, fixed}, "disks": {disks, withDisks}} {
 		t.Run(name, func(t *testing.T) {
 			got := strings.Join(arguments(c.c, c.l), "\n") + "\n"
 			golden := filepath.Join("testdata", name+".args")

@@ -14,13 +14,44 @@ import (
 // else the machine has. Below are the devices that QEMU places itself, 0x1f is q35's own.
 const (
 	firstPortSlot = 0x08
-	maxPorts      = firstNICSlot - firstPortSlot
+	portSlots     = firstNICSlot - firstPortSlot
+	maxPorts      = portSlots * 8 // a slot has eight functions
 	firstNICSlot  = 0x10
 	maxNICs       = 0x1f - firstNICSlot
 )
 
 // portID names a root port: the root bus itself takes no device while the machine runs.
 func portID(i int) string { return "port" + strconv.Itoa(i) }
+
+// ports is the number of root ports of a machine: its disks lie in the first.
+func ports(c hypervisor.Config) int { return max(c.HotplugPorts, 0) + len(c.Disks) }
+
+// portAddress is a root port's slot and function. One port to a slot as long as
+// there are slots, then further functions of the slots.
+func portAddress(i int) (slot, function int) { return firstPortSlot + i%portSlots, i / portSlots }
+
+// portPlace is the place in the guest of the device in a root port: the port's
+// slot, with its function where that is not 0, and the slot below it.
+func portPlace(i int) string {
+	slot, function := portAddress(i)
+	if function == 0 {
+		return fmt.Sprintf("%02x/00", slot)
+	}
+	return fmt.Sprintf("%02x.%x/00", slot, function)
+}
+
+// portArguments are the root ports' part of the command line.
+func portArguments(n int) (a []string) {
+	for i := range n {
+		slot, function := portAddress(i)
+		device := fmt.Sprintf("pcie-root-port,id=%s,bus=pcie.0,addr=%#x,chassis=%d,slot=%d,io-reserve=0", portID(i), slot, i+1, i+1)
+		if n > portSlots {
+			device = fmt.Sprintf("pcie-root-port,id=%s,bus=pcie.0,addr=%#x.%d,multifunction=on,chassis=%d,slot=%d,io-reserve=0", portID(i), slot, function, i+1, i+1)
+		}
+		a = append(a, "-device", device)
+	}
+	return a
+}
 
 // nicFDs are the numbers of a NIC's files in QEMU.
 type nicFDs struct{ taps, vhost []int }
@@ -52,10 +83,16 @@ func checkNICs(nics []hypervisor.NIC) error {
 	return nil
 }
 
+// alphanumeric tells whether an ID is of ASCII letters and digits.
+func alphanumeric(id string) bool {
+	return id != "" && strings.TrimFunc(id, func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+	}) == ""
+}
+
 func checkNIC(n hypervisor.NIC) error {
-	alphanumeric := func(r rune) bool { return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' }
 	switch {
-	case n.ID == "" || strings.TrimFunc(n.ID, alphanumeric) != "":
+	case !alphanumeric(n.ID):
 		return fmt.Errorf("NIC ID %q: want letters and digits", n.ID)
 	case len(n.MAC) != 6:
 		return fmt.Errorf("NIC %s: MAC %q: want 6 bytes", n.ID, n.MAC)

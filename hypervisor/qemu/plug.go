@@ -20,14 +20,19 @@ import (
 type plugs struct {
 	mu    sync.Mutex
 	ports []string                 // guarded by mu; ID of the device in each root port, empty for none
-	nics  map[string]bool          // guarded by mu; all devices, those of the command line included
+	nics  map[string]bool          // guarded by mu; ID of all NICs and disks, those of the command line included
 	going map[string]chan struct{} // guarded by mu; closed when QEMU says that the device is gone
+	files map[string][]int         // guarded by mu; by disk: the sets of its files
+	set   int                      // guarded by mu; the next set's number
 }
 
 func newPlugs(c hypervisor.Config) *plugs {
-	p := &plugs{ports: make([]string, max(c.HotplugPorts, 0)), nics: map[string]bool{}, going: map[string]chan struct{}{}}
+	p := &plugs{ports: make([]string, ports(c)), nics: map[string]bool{}, going: map[string]chan struct{}{}, files: map[string][]int{}, set: firstPluggedSet}
 	for _, n := range c.NICs {
 		p.nics[n.ID] = true
+	}
+	for i, d := range c.Disks {
+		p.nics[d.ID], p.ports[i] = true, d.ID
 	}
 	return p
 }
@@ -37,7 +42,7 @@ func (p *plugs) take(id string) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.nics[id] {
-		return 0, fmt.Errorf("NIC %s is plugged in already", id)
+		return 0, fmt.Errorf("device %s is plugged in already", id)
 	}
 	for i, in := range p.ports {
 		if in == "" {
@@ -53,11 +58,34 @@ func (p *plugs) free(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.nics, id)
+	delete(p.files, id)
 	for i, in := range p.ports {
 		if in == id {
 			p.ports[i] = ""
 		}
 	}
+}
+
+// nextSet is the number of a new set of files.
+func (p *plugs) nextSet() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.set++
+	return p.set
+}
+
+// remember notes the sets of a disk's files.
+func (p *plugs) remember(id string, sets []int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.files[id] = sets
+}
+
+// sets are those that remember noted.
+func (p *plugs) sets(id string) []int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.files[id]
 }
 
 // leave returns a channel that is closed when the device is gone, nil when there
@@ -105,7 +133,7 @@ func (vm *VM) PlugNIC(ctx context.Context, n hypervisor.NIC) (path string, err e
 		vm.plugs.free(n.ID)
 		return "", fmt.Errorf("plug NIC %s: %w", n.ID, err)
 	}
-	return fmt.Sprintf("%02x/00", firstPortSlot+port), nil
+	return portPlace(port), nil
 }
 
 func (vm *VM) plugNIC(ctx context.Context, n hypervisor.NIC, port int) (err error) {
@@ -168,19 +196,27 @@ func (vm *VM) UnplugNIC(ctx context.Context, id string) error {
 		}
 		return nil
 	}
-	if err := vm.qmp.execute(ctx, "device_del", map[string]any{"id": id}, nil); err != nil {
+	if err := vm.deleteDevice(ctx, id, gone); err != nil {
 		return fmt.Errorf("unplug NIC %s: %w", id, err)
-	}
-	select {
-	case <-gone:
-	case <-vm.done:
-		return fmt.Errorf("unplug NIC %s: %w", id, vm.endErr())
-	case <-ctx.Done():
-		return fmt.Errorf("unplug NIC %s: the guest does not let go of it: %w", id, ctx.Err())
 	}
 	if err := vm.qmp.execute(ctx, "netdev_del", map[string]any{"id": netdevID(id)}, nil); err != nil {
 		return fmt.Errorf("unplug NIC %s: %w", id, err)
 	}
 	vm.plugs.free(id)
 	return nil
+}
+
+// deleteDevice takes a device out of its port and waits until it is gone.
+func (vm *VM) deleteDevice(ctx context.Context, id string, gone <-chan struct{}) error {
+	if err := vm.qmp.execute(ctx, "device_del", map[string]any{"id": id}, nil); err != nil {
+		return err
+	}
+	select {
+	case <-gone:
+		return nil
+	case <-vm.done:
+		return vm.endErr()
+	case <-ctx.Done():
+		return fmt.Errorf("the guest does not let go of it: %w", ctx.Err())
+	}
 }

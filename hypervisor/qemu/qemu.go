@@ -101,6 +101,7 @@ func (h *Hypervisor) Start(ctx context.Context, c hypervisor.Config) (hypervisor
 		s.l.ShareFDs = append(s.l.ShareFDs, s.inherit.add(sh.Conn))
 	}
 	s.inheritNICs()
+	s.inheritDisks()
 	defer s.inherit.close()
 	for _, step := range []struct {
 		phase string
@@ -142,8 +143,14 @@ func (s *start) config(context.Context) error {
 	if err := checkNICs(c.NICs); err != nil {
 		return err
 	}
-	if c.HotplugPorts < 0 || c.HotplugPorts > maxPorts {
-		return fmt.Errorf("HotplugPorts is %d: must be from 0 to %d", c.HotplugPorts, maxPorts)
+	if n := ports(*c); c.HotplugPorts < 0 || n > maxPorts {
+		return fmt.Errorf("HotplugPorts is %d beside %d disks: must be from 0 to %d", c.HotplugPorts, len(c.Disks), maxPorts-len(c.Disks))
+	}
+	if err := checkDisks(c.Disks); err != nil {
+		return err
+	}
+	if err := s.describeDisks(); err != nil {
+		return err
 	}
 	if _, err := exec.LookPath(o.Path); err != nil {
 		return fmt.Errorf("QEMU binary (hypervisor.qemu.path): %w", err)
@@ -261,6 +268,9 @@ func (s *start) qmp(ctx context.Context) error {
 	}
 	for i := range s.c.NICs {
 		s.vm.info.NICs = append(s.vm.info.NICs, fmt.Sprintf("%02x", firstNICSlot+i))
+	}
+	for i := range s.c.Disks {
+		s.vm.info.Disks = append(s.vm.info.Disks, portPlace(i))
 	}
 	return nil
 }

@@ -54,6 +54,7 @@ var Default = []Want{
 	{Net, "virtio_net", ""},
 	{Block, "virtio_blk", ""},
 	{Extra, "virtio_rng", ""}, {Extra, "virtio_balloon", ""}, {Extra, "virtio_mem", ""}, {Extra, "erofs", ""},
+	{Extra, "dm_verity", ""},
 }
 
 // Module is one module ready for the guest.

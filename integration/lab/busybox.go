@@ -27,6 +27,15 @@ var busyboxBinary = []string{"/bin/busybox", "/usr/bin/busybox"}
 // BusyboxTar returns the path of an OCI layout tar of BusyboxImage.
 func BusyboxTar() (string, error) { return cachedImage("busybox", busyboxImage) }
 
+// Busybox is BusyboxImage, for images that are made on top of it.
+func Busybox() (Image, error) {
+	binary, err := readBusybox()
+	if err != nil {
+		return Image{}, err
+	}
+	return busyboxImage(binary)
+}
+
 // cachedImage returns the path of an OCI layout tar of an image that is made of
 // Debian's busybox, built on first use and cached by the digest of the program.
 func cachedImage(name string, build func(busybox []byte) (Image, error)) (string, error) {

@@ -77,6 +77,9 @@ func (c *Containerd) config() string {
 	if c.opts.CRI {
 		b.WriteString(c.criConfig())
 	}
+	if c.opts.Snapshotter == "erofs" {
+		b.WriteString(c.opts.EROFS.config())
+	}
 	b.WriteString(c.opts.ExtraConfig)
 	return b.String()
 }

@@ -36,8 +36,11 @@ type Options struct {
 	Log io.Writer
 	// Namespace is where Ctr works; empty means "default".
 	Namespace string
-	// Snapshotter is what Run and Import use; empty means "overlayfs".
+	// Snapshotter is what Run and Import use; empty means "overlayfs". "erofs" needs
+	// 2.4 (or 2.2) and configures its differ too, "blockfile" gets its scratch file.
 	Snapshotter string
+	// EROFS is how the erofs snapshotter and its differ are set up.
+	EROFS EROFS
 	// CRI keeps the Kubernetes plugins on (of 1.7 and 2.2 only `make test-all` sets
 	// up a build that has them) and configures them: the handlers of cri.go, a CNI bridge, all in a network namespace of the
 	// lab's own. Ctr works in the CRI's namespace then.
@@ -116,6 +119,9 @@ func prepare(o Options) (*Containerd, error) {
 	}
 	c.path = filepath.Join(base, "runc") + ":" + os.Getenv("PATH")
 	c.path = c.dir + ":" + c.path
+	if o.Snapshotter == "erofs" {
+		c.path = filepath.Join(base, "erofs") + ":" + c.path
+	}
 	if o.ShimDir != "" {
 		c.path = o.ShimDir + ":" + c.path
 	}

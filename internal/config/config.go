@@ -59,6 +59,8 @@ type QEMU struct {
 	VirtioFSExtraArgs []string `toml:"virtio_fs_extra_args" default:"[]" annotation:"=" doc:"Appended to the daemon's arguments."`
 	VirtioFSCache     string   `toml:"virtio_fs_cache" default:"auto" enum:"never,metadata,auto,always" annotation:"=" doc:"What the guest may cache of shared directories. metadata needs the Rust daemon."`
 
+	DisableBlockDeviceUse bool `toml:"disable_block_device_use" default:"false" annotation:"=" doc:"Do not give root filesystems to the guest as disks: they are mounted on the host and reach it through shared_fs. An annotation can do so only with containerd 2.4 and newer."`
+
 	Accelerator string `toml:"accelerator" default:"kvm" enum:"kvm,tcg,auto" doc:"kvm: refuse to start without usable KVM. tcg: emulate in software, many times slower. auto: prove KVM with a micro-guest before each start and fall back to tcg."`
 	Vsock       string `toml:"vsock" default:"auto" enum:"auto,vhost,vhost-user" doc:"The channel to the guest. vhost: the host kernel's (/dev/vhost-vsock). vhost-user: a device inside the shim that needs no kernel module. auto: vhost when its device opens."`
 	Rootless    bool   `toml:"rootless" default:"true" annotation:"=" doc:"Run the VMM as an unprivileged user of the pod's own."`

@@ -80,7 +80,6 @@ var upstream = map[string]map[string]idleKey{
 		"contrast_imagepuller_config":              {},
 		"default_bridges":                          {},
 		"default_maxmemory":                        {},
-		"disable_block_device_use":                 {},
 		"disable_guest_selinux":                    {only: true, why: "SELinux in the guest is not implemented"},
 		"disable_image_nvdimm":                     {},
 		"disable_nesting_checks":                   {},

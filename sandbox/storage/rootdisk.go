@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package storage
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/hypervisor"
+	"github.com/kata-v2/kata/protocols"
+	"github.com/kata-v2/kata/protocols/agentpb"
+)
+
+// Source is a disk that is not attached yet.
+type Source struct {
+	// Key is equal for sources that are the same disk: it names the files by device
+	// and inode.
+	Key string
+	// Parts and ReadOnly are those of hypervisor.Disk. The files are the Source's
+	// until it is attached or closed.
+	Parts    []hypervisor.DiskPart
+	ReadOnly bool
+}
+
+// Close closes the files.
+func (s *Source) Close() {
+	for _, p := range s.Parts {
+		p.File.Close()
+	}
+}
+
+// RootDisks are the open disks of a Root.
+type RootDisks struct {
+	root        *Root
+	partitioned bool
+	verity      []verity // by lower; empty root hash for none
+	// Layers holds all lowers; Upper what is written. Either may be nil.
+	Layers, Upper *Source
+}
+
+// verity is what containerd's erofs differ writes beside a layer with a hash tree
+// (containerd internal/dmverity, layer.erofs.dmverity).
+type verity struct {
+	RootHash   string `json:"roothash"`
+	HashOffset uint64 `json:"hashoffset"`
+}
+
+// Open opens and checks the files of a root. Errors name the layer.
+func (r *Root) Open() (_ *RootDisks, err error) {
+	d := &RootDisks{root: r}
+	defer func() {
+		if err != nil {
+			d.Close()
+		}
+	}()
+	if len(r.Lowers) > 0 {
+		if err := d.openLowers(); err != nil {
+			return nil, err
+		}
+	}
+	if r.Upper == nil {
+		return d, nil
+	}
+	if d.Upper, err = OpenSource(r.Upper.Source, r.ReadOnly || slices.Contains(r.Upper.Options, "ro")); err != nil {
+		return nil, fmt.Errorf("rootfs: %w", err)
+	}
+	return d, nil
+}
+
+// Close closes files that were not attached.
+func (d *RootDisks) Close() {
+	for _, s := range d.Sources() {
+		s.Close()
+	}
+}
+
+// Sources are the disks, the layers' first.
+func (d *RootDisks) Sources() (out []*Source) {
+	for _, s := range []*Source{d.Layers, d.Upper} {
+		if s != nil {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// openLowers joins the layers to one disk, with a partition for each when there
+// are several.
+func (d *RootDisks) openLowers() error {
+	d.Layers = &Source{ReadOnly: true}
+	lowers := d.root.Lowers
+	d.partitioned = len(lowers) > 1
+	if len(lowers) > maxPartitions {
+		return fmt.Errorf("rootfs: %d layers: at most %d fit one disk: %w", len(lowers), maxPartitions, errdefs.ErrInvalidArgument)
+	}
+	var lengths []uint64
+	var key strings.Builder
+	for i, l := range lowers {
+		region, v, err := openLayer(l)
+		if err != nil {
+			return fmt.Errorf("rootfs layer %d (%s): %w", i, l.Source, err)
+		}
+		d.Layers.Parts = append(d.Layers.Parts, region...)
+		d.verity = append(d.verity, v)
+		var n uint64
+		for _, p := range region {
+			n += p.Sectors
+			k, err := fileKey(p.File)
+			if err != nil {
+				return fmt.Errorf("rootfs layer %d (%s): %w", i, l.Source, err)
+			}
+			key.WriteString(k)
+		}
+		lengths = append(lengths, n)
+		key.WriteByte('/')
+	}
+	d.Layers.Key = key.String()
+	if !d.partitioned {
+		return nil
+	}
+	head, tail := gpt(lengths)
+	first, err := memoryPart("layers-head", head)
+	if err != nil {
+		return err
+	}
+	d.Layers.Parts = slices.Insert(d.Layers.Parts, 0, first)
+	end, err := memoryPart("layers-tail", tail)
+	if err != nil {
+		return err
+	}
+	d.Layers.Parts = append(d.Layers.Parts, end)
+	return nil
+}
+
+// openLayer opens a layer's files, which are closed on error.
+func openLayer(l Layer) (parts []hypervisor.DiskPart, v verity, err error) {
+	var files []*os.File
+	defer func() {
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+		}
+	}()
+	for _, path := range append([]string{l.Source}, l.Devices...) {
+		f, err := openFile(path, os.O_RDONLY)
+		if err != nil {
+			return nil, v, err
+		}
+		files = append(files, f)
+	}
+	super, err := readErofs(files[0])
+	if err != nil {
+		return nil, v, err
+	}
+	size, err := sizeOf(files[0])
+	if err != nil {
+		return nil, v, err
+	}
+	if size < super.size {
+		return nil, v, fmt.Errorf("the file has %d bytes, its superblock says %d: it is truncated: %w", size, super.size, errdefs.ErrInvalidArgument)
+	}
+	if l.Verity != "" {
+		if v, err = readVerity(l.Verity, size); err != nil {
+			return nil, v, err
+		}
+	}
+	if len(super.devices)+len(l.Devices) > 0 {
+		parts, err = super.region(files[0], files[1:])
+		return parts, v, err
+	}
+	return []hypervisor.DiskPart{{File: files[0], Sectors: sectors(size)}}, v, nil
+}
+
+// readVerity reads the metadata of a layer that has size bytes.
+func readVerity(path string, size uint64) (v verity, err error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return v, fmt.Errorf("dm-verity metadata: %w", typed(err))
+	}
+	if err := json.Unmarshal(data, &v); err != nil {
+		return v, fmt.Errorf("dm-verity metadata %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
+	}
+	if len(v.RootHash) == 0 || len(v.RootHash)%2 != 0 || strings.Trim(v.RootHash, "0123456789abcdef") != "" {
+		return v, fmt.Errorf("dm-verity metadata %s: roothash is %q: want hexadecimal digits: %w", path, v.RootHash, errdefs.ErrInvalidArgument)
+	}
+	if v.HashOffset == 0 || v.HashOffset >= size || v.HashOffset%hypervisor.SectorBytes != 0 {
+		return v, fmt.Errorf("dm-verity metadata %s: hashoffset is %d: want a multiple of %d within the layer's %d bytes: %w",
+			path, v.HashOffset, hypervisor.SectorBytes, size, errdefs.ErrInvalidArgument)
+	}
+	return v, nil
+}
+
+// OpenSource opens a file or block device as a disk of its own. A block device
+// that is to be written must not be in use on the host.
+func OpenSource(path string, readOnly bool) (*Source, error) {
+	flags := os.O_RDWR
+	if readOnly {
+		flags = os.O_RDONLY
+	}
+	f, err := openFile(path, flags)
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %w", path, err)
+	}
+	key, err := fileKey(f)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("disk %s: %w", path, err)
+	}
+	return &Source{Key: key, Parts: []hypervisor.DiskPart{{File: f}}, ReadOnly: readOnly}, nil
+}
+
+// openFile opens a regular file or a block device; nothing else is a disk, and to
+// open some of the rest would block.
+func openFile(path string, flags int) (*os.File, error) {
+	if !filepath.IsAbs(path) {
+		return nil, fmt.Errorf("path %q: want an absolute one: %w", path, errdefs.ErrInvalidArgument)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, typed(err)
+	}
+	device := st.Mode()&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice
+	if !st.Mode().IsRegular() && !device {
+		return nil, fmt.Errorf("%s is a %s: want a regular file or a block device: %w", path, st.Mode().Type(), errdefs.ErrInvalidArgument)
+	}
+	if device && flags&os.O_RDWR != 0 {
+		flags |= unix.O_EXCL // refused while it is mounted or held (open(2))
+	}
+	f, err := os.OpenFile(path, flags|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, typed(err)
+	}
+	return f, nil
+}
+
+// typed gives what the system says of a file its kind.
+func typed(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("it is mounted or in use on the host: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return err
+}
+
+// fileKey names an open file, or the device that it stands for.
+func fileKey(f *os.File) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return "", err
+	}
+	switch {
+	case st.Mode&unix.S_IFMT == unix.S_IFBLK:
+		return fmt.Sprintf("b%x,", st.Rdev), nil
+	case st.Nlink == 0: // in memory
+		return "", nil
+	}
+	return fmt.Sprintf("%x:%x,", st.Dev, st.Ino), nil
+}
+
+// GuestRoot is where a container's root of disks is mounted in the guest.
+func GuestRoot(container string) string {
+	return filepath.Join(protocols.GuestRunDir, container, "rootfs")
+}
+
+// Storages tell the guest how to mount the root: from the disks at the places
+// layers and upper, whichever of them there is.
+func (d *RootDisks) Storages(container, layers, upper string) []*agentpb.Storage {
+	root := GuestRoot(container)
+	if len(d.root.Lowers) == 0 {
+		return []*agentpb.Storage{d.wholeStorage(root, upper)}
+	}
+	var out []*agentpb.Storage
+	if d.Upper != nil {
+		u := d.root.Upper
+		out = append(out, &agentpb.Storage{
+			Driver: "blk", Source: upper, Fstype: u.Type, MountPoint: root,
+			Options: append(slices.Clone(u.Options), protocols.OptOverlayUpper, protocols.OptMultiLayer),
+		})
+	}
+	for i, l := range d.root.Lowers {
+		s := &agentpb.Storage{Driver: "blk", Source: layers, Fstype: "erofs", MountPoint: root, Options: append(slices.Clone(l.Options), protocols.OptOverlayLower, protocols.OptMultiLayer)}
+		if d.partitioned {
+			s.Options = append(s.Options, protocols.OptPartitioned, protocols.OptPartition+strconv.Itoa(i+1))
+		}
+		if v := d.verity[i]; v.RootHash != "" {
+			s.Options = append(s.Options, protocols.OptVerity, protocols.OptVerityRoot+v.RootHash, protocols.OptVerityOffset+strconv.FormatUint(v.HashOffset, 10))
+		}
+		if i == 0 {
+			s.Options = append(s.Options, d.overlayOptions()...)
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// overlayOptions are about the overlay as a whole; the first layer carries them.
+func (d *RootDisks) overlayOptions() (out []string) {
+	if d.Upper == nil && !d.root.ReadOnly {
+		out = append(out, protocols.OptMemoryUpper)
+	}
+	for _, o := range d.root.Options {
+		out = append(out, protocols.OptOverlay+o)
+	}
+	return out
+}
+
+// wholeStorage is a root on one disk, without layers.
+func (d *RootDisks) wholeStorage(root, place string) *agentpb.Storage {
+	u := d.root.Upper
+	s := &agentpb.Storage{Driver: "blk", Source: place, Fstype: u.Type, MountPoint: root, Options: slices.Clone(u.Options)}
+	if d.root.ReadOnly && !slices.Contains(s.Options, "ro") {
+		s.Options = append(s.Options, "ro")
+	}
+	if d.root.Dir != "" {
+		s.Options = append(s.Options, protocols.OptOverlayUpper, protocols.OptMultiLayer, protocols.OptRootDir+d.root.Dir)
+	}
+	return s
+}
