@@ -22,11 +22,13 @@ import (
 	"github.com/kata-v2/kata/guest-agent/devices"
 	"github.com/kata-v2/kata/guest-agent/engine"
 	"github.com/kata-v2/kata/guest-agent/forward"
+	"github.com/kata-v2/kata/guest-agent/identity"
 	"github.com/kata-v2/kata/guest-agent/network"
 	"github.com/kata-v2/kata/guest-agent/pod"
 	"github.com/kata-v2/kata/guest-agent/podinit"
 	"github.com/kata-v2/kata/guest-agent/reaper"
 	"github.com/kata-v2/kata/guest-agent/rpc"
+	"github.com/kata-v2/kata/guest-agent/serialport"
 	"github.com/kata-v2/kata/guest-agent/storage"
 	"github.com/kata-v2/kata/guest-agent/streams"
 	"github.com/kata-v2/kata/guest-agent/vsocket"
@@ -46,6 +48,9 @@ type agent struct {
 	modules *boot.Modules
 	reaper  *reaper.Reaper
 	hub     *streams.Hub
+	listen  func(port uint32) (net.Listener, error)
+	serial  *serialport.Port // in place of vsock; nil with vsock
+	finder  *devices.Finder
 	groups  func() (*cgroups.Manager, error) // made once, by whoever is first
 	wg      sync.WaitGroup                   // every goroutine of the agent
 	times   []any                            // phases, for one log line
@@ -109,8 +114,14 @@ func (a *agent) boot() error {
 	if a.modules, err = boot.OpenModules(boot.ModuleDir); err != nil {
 		return err
 	}
-	if err := a.modules.Ensure(boot.GroupBoot); err != nil {
-		return err
+	groups := []string{boot.GroupBoot}
+	if a.params.Channel != "" {
+		groups = append(groups, boot.GroupSerial)
+	}
+	for _, g := range groups {
+		if err := a.modules.Ensure(g); err != nil {
+			return err
+		}
 	}
 	a.phase("t_modules")
 	if err := boot.RaiseFileLimit(); err != nil {
@@ -135,22 +146,30 @@ func (a *agent) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l, err := vsocket.Listen(a.params.ServerCID, a.params.ServerPort)
+	a.listen = func(port uint32) (net.Listener, error) { return vsocket.Listen(vsocket.AnyCID, port) }
+	listenServer := func() (net.Listener, error) { return vsocket.Listen(a.params.ServerCID, a.params.ServerPort) }
+	if a.params.Channel != "" {
+		a.serial = serialport.New()
+		defer a.serial.Close()
+		a.listen = a.serial.Listen
+		listenServer = func() (net.Listener, error) { return a.serial.Listen(a.params.ServerPort) }
+	}
+	l, err := listenServer()
 	if err != nil {
 		return err
 	}
 	if svc.Streams {
-		stdio, err := vsocket.Listen(vsocket.AnyCID, a.params.StdioPort)
+		stdio, err := a.listen(a.params.StdioPort)
 		if err != nil {
 			return errors.Join(err, l.Close())
 		}
 		a.goRun(func() { a.hub.Serve(ctx, stdio, streams.ByPeerPort) })
 	}
-	failed := make(chan error, 1)
+	failed := make(chan error, 2)
 	a.goRun(func() { failed <- srv.Serve(ctx, l) })
 	a.phase("t_listen")
 	// Both ports accept by now: connections queue in the kernel.
-	a.goRun(func() { a.ready(ctx) })
+	a.goRun(func() { a.ready(ctx, failed) })
 	defer srv.Close()
 	select {
 	case err := <-failed:
@@ -163,8 +182,8 @@ func (a *agent) serve(ctx context.Context) error {
 // service puts the parts behind the RPCs together. Nothing here touches the
 // kernel: what an RPC needs is made when the first one needs it.
 func (a *agent) service(ctx context.Context) (*rpc.Service, error) {
-	finder := &devices.Finder{Sys: "/sys", Dev: "/dev", Timeout: a.params.HotplugTimeout}
-	store := storage.NewManager(a.modules, finder, protocols.GuestRunDir)
+	a.finder = &devices.Finder{Sys: "/sys", Dev: "/dev", Timeout: a.params.HotplugTimeout}
+	store := storage.NewManager(a.modules, a.finder, protocols.GuestRunDir)
 	a.groups = sync.OnceValues(func() (*cgroups.Manager, error) { return a.makeGroups(ctx) })
 	p := pod.New(pod.Config{
 		Engine: engine.NewCrun(engine.CrunPath, "/run/crun", a.reaper),
@@ -176,12 +195,12 @@ func (a *agent) service(ctx context.Context) (*rpc.Service, error) {
 			return m.Create(id)
 		},
 		PIDHolder: func(ctx context.Context) (int, <-chan reaper.Status, error) { return podinit.Start(ctx, a.reaper) },
-		Storage:   store, Finder: finder, Hub: a.hub, Modules: a.modules, Params: a.params, Log: a.log,
+		Storage:   store, Finder: a.finder, Hub: a.hub, Modules: a.modules, Params: a.params, Log: a.log,
 		RunDir: protocols.GuestRunDir, NSDir: "/var/run/sandbox-ns", SysctlDir: "/proc/sys",
 	})
 	return &rpc.Service{
-		AgentVersion: a.version, Pod: p, Storage: store, Modules: a.modules, Finder: finder,
-		Network: network.Config{HotplugTimeout: a.params.HotplugTimeout, ByPCI: finder.NetByPCI},
+		AgentVersion: a.version, Pod: p, Storage: store, Modules: a.modules, Finder: a.finder,
+		Network: network.Config{HotplugTimeout: a.params.HotplugTimeout, ByPCI: a.finder.NetByPCI},
 		Reaper:  a.reaper, Sink: a.sink, Log: a.log,
 		SharedDir: protocols.GuestSharedDir, Streams: a.params.StdioPort != 0,
 	}, nil
@@ -197,8 +216,16 @@ func (a *agent) makeGroups(ctx context.Context) (*cgroups.Manager, error) {
 	return cgroups.New(boot.CgroupRoot, w)
 }
 
-// ready tells the host, then does what can wait until after that.
-func (a *agent) ready(ctx context.Context) {
+// ready tells the host, then does what can wait until after that. A guest that
+// may be saved does it before: its copies need not.
+func (a *agent) ready(ctx context.Context, failed chan<- error) {
+	if a.serial != nil {
+		a.settle(ctx)
+		if err := a.serial.Open(ctx, a.finder, a.params.Channel, identity.Assume); err != nil {
+			failed <- err
+		}
+		return
+	}
 	if a.params.ReadyPort != 0 {
 		c, err := vsocket.Dial(vsocket.HostCID, a.params.ReadyPort, readyTimeout)
 		if err != nil {
@@ -208,6 +235,11 @@ func (a *agent) ready(ctx context.Context) {
 		}
 	}
 	a.phase("t_ready")
+	a.settle(ctx)
+}
+
+// settle does what the first container will most likely need.
+func (a *agent) settle(ctx context.Context) {
 	if err := boot.LoopbackUp(); err != nil {
 		a.log.Error("loopback", agentlog.KeyError, err.Error())
 	}
@@ -229,7 +261,14 @@ func (a *agent) ready(ctx context.Context) {
 // prepare does, while the host is still busy, what the first container will
 // most likely need. An error is not lost: the first use meets it again.
 func (a *agent) prepare() {
-	if boot.HasShare("/sys") {
+	if a.serial != nil { // whatever devices its copies get
+		for _, g := range []string{boot.GroupNet, boot.GroupBlock} {
+			if err := a.modules.Ensure(g); err != nil {
+				a.log.Error("modules", agentlog.KeyError, err.Error())
+			}
+		}
+	}
+	if a.serial != nil || boot.HasShare("/sys") {
 		if err := a.modules.EnsureFS("virtiofs"); err != nil {
 			a.log.Error("file system modules", agentlog.KeyError, err.Error())
 		}
@@ -242,7 +281,7 @@ func (a *agent) prepare() {
 }
 
 func (a *agent) serveOn(port uint32, f func(net.Listener)) {
-	l, err := vsocket.Listen(vsocket.AnyCID, port)
+	l, err := a.listen(port)
 	if err != nil {
 		a.log.Error("listen", agentlog.KeyPort, port, agentlog.KeyError, err.Error())
 		return

@@ -74,7 +74,7 @@ func (a *agent) consoleOn(ctx context.Context, c net.Conn, shell string) error {
 		_, _ = io.Copy(ptm, c)
 		ptm.Close() // the peer left: the shell gets a hang-up
 	}()
-	defer c.(*vsocket.Conn).Close()
+	defer c.Close() // ends the second copy
 	defer pts.Close()
 	return a.shell(ctx, shell, pts)
 }

@@ -73,6 +73,14 @@ type CPUThreader interface {
 	CPUThreads(ctx context.Context) ([]int, error)
 }
 
+// Snapshotter is implemented by machines whose state can be saved.
+type Snapshotter interface {
+	// Save stops the guest where it is and writes the state of its devices, without
+	// its memory, to state. The memory is in Config.Memory, which must not be
+	// private. The machine is of no more use: end it before the memory is used.
+	Save(ctx context.Context, state *os.File) error
+}
+
 // Config is a complete, immutable description of a machine.
 type Config struct {
 	// ID names the machine in logs and process titles; it is the sandbox id.
@@ -97,6 +105,18 @@ type Config struct {
 	// ReclaimFreed gives memory that the guest frees back to the host. Never for
 	// memory that is a copy-on-write view of a file: the file itself would lose it.
 	ReclaimFreed bool
+	// Memory, of MemoryBytes, holds the guest's memory; nil for memory that nobody
+	// else sees. The caller keeps it open; others may write to it only when the
+	// machine does. MemoryPrivate makes the guest's writes its own, so that many
+	// machines may have one file, and goes without Shares and vhost-user devices.
+	Memory        *os.File
+	MemoryPrivate bool
+	// Restore is what Save has written of a machine of the same Config, except for
+	// ID, Dir, Shares, NICs and what says where and how the VMM runs. The guest goes
+	// on where it was saved, with the memory it had then in Memory, and finds devices
+	// that it did not have. Start returns when it answers, as another guest than
+	// the saved one: see channel.Hello. It goes with VsockSerial alone.
+	Restore *os.File
 	// Shares are the virtio-fs devices of the machine.
 	Shares []Share
 	// NICs are the network devices of the machine, in the order in which the guest finds them.
@@ -152,6 +172,7 @@ const (
 	VsockAuto      VsockBackend = "auto"       // vhost when /dev/vhost-vsock opens, else vhost-user
 	VsockVhost     VsockBackend = "vhost"      // kernel vhost-vsock
 	VsockVhostUser VsockBackend = "vhost-user" // the device of hypervisor/vsock, inside this process
+	VsockSerial    VsockBackend = "serial"     // no vsock: streams over a virtio-serial port, so that the machine can be saved
 )
 
 // NetNS chooses the VMM's network namespace: the one bound at Path; without a
@@ -179,7 +200,7 @@ type Info struct {
 
 // StartError says why a machine did not start.
 type StartError struct {
-	// Phase is what was being done: "config", "vsock", "exec", "qmp", "boot".
+	// Phase is what was being done: "config", "vsock", "exec", "qmp", "restore", "boot".
 	Phase string
 	// Err is the cause.
 	Err error

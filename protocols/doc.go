@@ -56,6 +56,9 @@ const (
 	ParamLogPort = "agent.log_vport"
 	// ParamStdioPort is the vsock port for stdio streams; 0 or absent turns streams off.
 	ParamStdioPort = "agent.passfd_listener_port"
+	// ParamChannel names the virtio-serial port that carries every stream in place
+	// of vsock. An addition of ours, for machines that are saved and restored.
+	ParamChannel = "agent.channel"
 	// ParamServerAddr is the ttrpc listen address, "vsock://-1:1024" by default.
 	ParamServerAddr = "agent.server_addr"
 	// ParamDebugConsole turns the debug console on.

@@ -16,6 +16,7 @@ import (
 	"github.com/kata-v2/kata/sandbox/agentclient"
 	"github.com/kata-v2/kata/sandbox/ledger"
 	"github.com/kata-v2/kata/sandbox/storage"
+	"github.com/kata-v2/kata/sandbox/template"
 )
 
 // timings collects the phases of a start, for one log line.
@@ -53,23 +54,13 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 	if err := s.connectNetwork(ctx, m, &vc, requiresNetwork(pod)); err != nil {
 		return m, err
 	}
-	daemon, err := s.startDaemon(ctx, m, share.Dir(), &vc, f.noShare)
+	s.bootDisks(&vc, f)
+	vm, err := s.startVMM(ctx, m, share, vc, f.noShare)
 	if err != nil {
-		closeNICs(vc.NICs)
+		s.disks.Booted(f.container, nil, err)
 		return m, err
 	}
-	s.bootDisks(&vc, f)
-	vm, err := s.o.Hypervisor.Start(ctx, vc)
-	if err == nil {
-		m.vm = vm
-		s.disks.Booted(f.container, vm.Info().Disks, nil)
-	} else {
-		s.disks.Booted(f.container, nil, err)
-	}
-	// A VMM that lost its daemon fails too; the daemon's own words say more.
-	if derr := <-daemon; derr != nil || err != nil {
-		return m, errors.Join(derr, err)
-	}
+	s.disks.Booted(f.container, vm.Info().Disks, nil)
 	if err := m.placeCPUs(ctx); err != nil {
 		return m, err
 	}
@@ -94,6 +85,46 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 	}
 	t.mark("t_sandbox")
 	return m, nil
+}
+
+// startVMM starts daemon and VMM, again when the first start was from a template
+// that turned out to be of no use.
+func (s *Sandbox) startVMM(ctx context.Context, m *machine, share *storage.Share, vc hypervisor.Config, noShare bool) (hypervisor.VM, error) {
+	var again hypervisor.Config // in case of a second start
+	if s.o.Config.Factory.EnableTemplate {
+		var err error
+		if again, err = vc.Dup(); err != nil {
+			vc.CloseDevices()
+			return nil, err
+		}
+	}
+	err := s.startOnce(ctx, m, share, vc, noShare)
+	if !errors.Is(err, template.ErrRestore) {
+		again.CloseDevices()
+		return m.vm, err
+	}
+	s.o.Log.Warn("booting instead", "error", err)
+	if m.daemon != nil { // it has lost its VMM
+		m.daemon.Expect()
+		m.daemon.Stop()
+		m.daemon = nil
+	}
+	err = s.startOnce(ctx, m, share, again, noShare)
+	return m.vm, err
+}
+
+func (s *Sandbox) startOnce(ctx context.Context, m *machine, share *storage.Share, vc hypervisor.Config, noShare bool) error {
+	daemon, err := s.startDaemon(ctx, m, share.Dir(), &vc, noShare)
+	if err != nil {
+		vc.CloseDevices()
+		return err
+	}
+	vm, err := s.o.Hypervisor.Start(ctx, vc)
+	if err == nil {
+		m.vm = vm
+	}
+	// A VMM that lost its daemon fails too; the daemon's own words say more.
+	return errors.Join(<-daemon, err)
 }
 
 // startDaemon starts virtiofsd in the background: its socket exists already,

@@ -4,6 +4,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"github.com/kata-v2/kata/images"
 	"github.com/kata-v2/kata/internal/config"
 	"github.com/kata-v2/kata/internal/kvmprobe"
+	"github.com/kata-v2/kata/internal/version"
+	"github.com/kata-v2/kata/sandbox/template"
 )
 
 // NewQEMU returns QEMU as the configuration describes it. What the configuration
@@ -24,6 +27,9 @@ func NewQEMU(c *config.Config, log *slog.Logger) hypervisor.Hypervisor {
 type configuredQEMU struct {
 	c   *config.Config
 	log *slog.Logger
+
+	accel  string               // chosen by the last Start
+	clones *template.Hypervisor // set by the first Start when templates are enabled
 }
 
 // Start implements hypervisor.Hypervisor.
@@ -39,7 +45,41 @@ func (h *configuredQEMU) Start(ctx context.Context, vc hypervisor.Config) (hyper
 		}
 		return nil, &hypervisor.StartError{Phase: "config", Err: err}
 	}
-	return b.Start(ctx, vc)
+	if !h.c.Factory.EnableTemplate {
+		return b.Start(ctx, vc)
+	}
+	if h.clones == nil {
+		key, err := h.templateKey()
+		if err != nil {
+			h.log.Warn("templates are of no use here, booting instead", "error", err)
+			return b.Start(ctx, vc)
+		}
+		h.clones = &template.Hypervisor{Store: &template.Store{Dir: h.c.Factory.TemplatePath}, Key: key, Log: h.log}
+	}
+	h.clones.Base = b
+	return h.clones.Start(ctx, vc)
+}
+
+// templateKey is what a template depends on beside the machine's configuration.
+func (h *configuredQEMU) templateKey() (template.Key, error) {
+	var k template.Key
+	q := &h.c.QEMU
+	k.Add("build", version.Get())
+	k.Add("accelerator", h.accel)
+	k.Add("machine", q.MachineType)
+	k.Add("CPU features", q.CPUFeatures)
+	return k, errors.Join(k.AddFile("VMM", q.Path), k.AddFile("firmware", q.Firmware), k.AddFile("manifest", h.c.ManifestPath()), k.AddCPU())
+}
+
+// prepareTemplate makes the template that the machine could have been started
+// from, for the pods to come.
+func (h *configuredQEMU) prepareTemplate(ctx context.Context) {
+	if h.clones == nil {
+		return
+	}
+	if err := h.clones.Prepare(ctx); err != nil && ctx.Err() == nil {
+		h.log.Warn("make a template", "error", err)
+	}
 }
 
 func (h *configuredQEMU) backend(ctx context.Context, vc *hypervisor.Config) (*qemu.Hypervisor, error) {
@@ -54,6 +94,7 @@ func (h *configuredQEMU) backend(ctx context.Context, vc *hypervisor.Config) (*q
 	if err != nil {
 		return nil, err
 	}
+	h.accel = accel
 	h.log.Info("accelerator chosen", "accelerator", accel, "configured", q.Accelerator, "reason", reason)
 	if accel == qemu.KVM && vc.UID != 0 && qemu.KVMNeedsRoot() {
 		h.log.Warn("only root can open /dev/kvm on this host, so the VMM runs as root; give its group read and write access")

@@ -21,11 +21,12 @@ const ModuleDir = "/lib/modules/kata"
 
 // Groups of modules, by when they are loaded.
 const (
-	GroupBoot  = "boot"  // before serving: vsock and what carries it
-	GroupFS    = "fs"    // when a file system of that type is mounted: fuse, virtiofs, overlay
-	GroupNet   = "net"   // before the first interface is configured
-	GroupBlock = "blk"   // before the first block device is looked for
-	GroupExtra = "extra" // only by name
+	GroupBoot   = "boot"   // before serving: vsock and what carries it
+	GroupFS     = "fs"     // when a file system of that type is mounted: fuse, virtiofs, overlay
+	GroupNet    = "net"    // before the first interface is configured
+	GroupBlock  = "blk"    // before the first block device is looked for
+	GroupSerial = "serial" // before the channel of a machine without vsock
+	GroupExtra  = "extra"  // only by name
 )
 
 type module struct{ file, params string }

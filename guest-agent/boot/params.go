@@ -28,6 +28,8 @@ type Params struct {
 	DebugConsolePort uint32
 	// ServerCID and ServerPort are the ttrpc listen address.
 	ServerCID, ServerPort uint32
+	// Channel is the name of a virtio-serial port to use in place of vsock; empty for vsock.
+	Channel string
 	// ReadyPort is the host's vsock port to dial once serving; 0 means none.
 	ReadyPort uint32
 	// StdioPort is the port for stdio streams; 0 turns streams off.
@@ -92,6 +94,8 @@ func (p *Params) set(key, val string) error {
 		return setParsed(&p.DebugConsolePort, val, parsePort)
 	case protocols.ParamServerAddr:
 		return p.setServer(val)
+	case protocols.ParamChannel:
+		p.Channel = val
 	case protocols.ParamReadyPort:
 		return setParsed(&p.ReadyPort, val, parsePort)
 	case protocols.ParamStdioPort:

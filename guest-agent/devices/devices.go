@@ -116,6 +116,23 @@ func (f *Finder) NetByPCI(ctx context.Context, path string) (string, error) {
 	})
 }
 
+// SerialByName returns the device node of a virtio-serial port, waiting for it.
+func (f *Finder) SerialByName(ctx context.Context, name string) (string, error) {
+	return f.wait(ctx, "virtio-serial port "+name, func() (string, bool, error) {
+		names, err := filepath.Glob(filepath.Join(f.Sys, "class", "virtio-ports", "*", "name"))
+		if err != nil {
+			return "", false, err
+		}
+		for _, n := range names {
+			b, err := os.ReadFile(n)
+			if err == nil && strings.TrimSpace(string(b)) == name {
+				return filepath.Join(f.Dev, filepath.Base(filepath.Dir(n))), true, nil
+			}
+		}
+		return "", false, nil
+	})
+}
+
 // node is the device node of the first match of the patterns.
 func (f *Finder) node(patterns ...string) (string, bool, error) {
 	for _, p := range patterns {

@@ -5,7 +5,6 @@ package rpc
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/kata-v2/kata/guest-agent/boot"
 	"github.com/kata-v2/kata/guest-agent/fault"
+	"github.com/kata-v2/kata/guest-agent/identity"
 	"github.com/kata-v2/kata/protocols/agentpb"
 )
 
@@ -85,21 +85,8 @@ func (s *Service) ReseedRandomDev(_ context.Context, req *agentpb.ReseedRandomDe
 	if len(req.Data) == 0 || len(req.Data) > 4096 {
 		return nil, fault.New(fault.InvalidArgument, "data has %d bytes: want 1 to 4096", len(req.Data))
 	}
-	f, err := os.OpenFile("/dev/random", os.O_RDWR, 0)
-	if err != nil {
+	if err := identity.Reseed(req.Data); err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	// struct rand_pool_info: int entropy_count in bits, int buf_size in bytes, data.
-	buf := binary.NativeEndian.AppendUint32(nil, uint32(8*len(req.Data)))
-	buf = binary.NativeEndian.AppendUint32(buf, uint32(len(req.Data)))
-	buf = append(buf, req.Data...)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&buf[0]))); errno != 0 {
-		return nil, fmt.Errorf("add entropy: %w", errno)
-	}
-	const rndReseedCRNG = 0x5207 // _IO('R', 0x07), include/uapi/linux/random.h
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), rndReseedCRNG, 0); errno != 0 {
-		return nil, fmt.Errorf("reseed: %w", errno)
 	}
 	return empty, nil
 }

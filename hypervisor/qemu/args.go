@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/kata-v2/kata/hypervisor"
+	"github.com/kata-v2/kata/internal/channel"
 )
 
 // The accelerators of QEMU that this backend uses.
@@ -69,6 +70,7 @@ type layout struct {
 	NICs        []nicFDs  // in the order of Config.NICs
 	Disks       []diskFDs // in the order of Config.Disks
 	Sandbox     bool      // QEMU's own seccomp filter
+	MemoryFD    int       // of Config.Memory, 0 without
 }
 
 // CPUModel is what the accelerator offers the guest. Under TCG, CMPXCHG16B is
@@ -101,7 +103,7 @@ func arguments(c hypervisor.Config, l layout) []string {
 		"-cpu", cpu,
 		"-smp", fmt.Sprintf("%d,maxcpus=%d", c.CPUs, max(c.CPUs, c.MaxCPUs)),
 		"-m", mib + maxMemory(c),
-		"-object", "memory-backend-memfd,id=mem,size=" + mib + ",share=on",
+		"-object", memoryObject(c, l, mib),
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", l.QMPFD),
 		"-mon", "chardev=qmp,mode=control",
 		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", l.ConsoleFD),
@@ -112,17 +114,18 @@ func arguments(c hypervisor.Config, l layout) []string {
 	}
 	a = append(a, vsockArguments(l)...)
 	for i, s := range c.Shares {
-		a = append(a,
-			"-chardev", fmt.Sprintf("socket,id=fs%d,fd=%d", i, l.ShareFDs[i]),
-			"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=fs%d,tag=%s,queue-size=1024", i, s.Tag))
+		a = append(a, "-chardev", fmt.Sprintf("socket,id=fs%d,fd=%d", i, l.ShareFDs[i]))
+		if c.Restore == nil { // a machine that has one takes no saved state
+			a = append(a, "-device", fmt.Sprintf("vhost-user-fs-pci,chardev=fs%d,tag=%s,queue-size=%d", i, s.Tag, shareQueue))
+		}
 	}
 	a = append(a, memoryArguments(c)...)
 	for i, n := range c.NICs {
 		a = append(a, nicArguments(n, l.NICs[i], i)...)
 	}
-	a = append(a, portArguments(ports(c))...)
+	a = append(a, portArguments(ports(c)+sharePorts(c))...)
 	for i, d := range c.Disks {
-		a = append(a, diskArguments(d, l.Disks[i], i)...)
+		a = append(a, diskArguments(d, l.Disks[i], i, c.Restore != nil)...)
 	}
 	if l.Sandbox {
 		a = append(a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
@@ -131,10 +134,48 @@ func arguments(c hypervisor.Config, l layout) []string {
 	if l.InitrdFD != 0 {
 		a = append(a, "-initrd", fdPath(l.InitrdFD))
 	}
+	if c.Restore != nil {
+		a = append(a, "-incoming", "defer", "-S") // devices are plugged before it goes on
+	}
 	return append(a, "-append", kernelCommandLine(c, l))
 }
 
+// shareQueue is the length of a virtio-fs device's queues.
+const shareQueue = 1024
+
+// sharePorts is how many root ports, after all others, are for the shares of a
+// machine to which they are plugged.
+func sharePorts(c hypervisor.Config) int {
+	if c.Vsock == hypervisor.VsockSerial {
+		return maxPluggedShares
+	}
+	return 0
+}
+
+// maxPluggedShares is how many Shares a restored machine can have.
+const maxPluggedShares = 1
+
+// memoryObject is where the guest's memory is. Devices in other processes see
+// only what is shared.
+func memoryObject(c hypervisor.Config, l layout, size string) string {
+	if l.MemoryFD == 0 {
+		return "memory-backend-memfd,id=mem,size=" + size + ",share=on"
+	}
+	share := "on"
+	if c.MemoryPrivate {
+		share = "off"
+	}
+	return "memory-backend-file,id=mem,size=" + size + ",mem-path=" + fdPath(l.MemoryFD) + ",share=" + share
+}
+
 func vsockArguments(l layout) []string {
+	if l.Vsock == hypervisor.VsockSerial {
+		return []string{
+			"-chardev", fmt.Sprintf("socket,id=agent,fd=%d", l.VsockFD),
+			"-device", "virtio-serial-pci,id=serial,max_ports=2,disable-legacy=on",
+			"-device", "virtserialport,bus=serial.0,nr=1,chardev=agent,name=" + channel.PortName,
+		}
+	}
 	if l.Vsock == hypervisor.VsockVhost {
 		return []string{"-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d,vhostfd=%d", l.CID, l.VsockFD)}
 	}
@@ -154,7 +195,7 @@ func kernelCommandLine(c hypervisor.Config, l layout) string {
 	}
 	p = append(p, memoryParams(c)...)
 	p = append(p, c.KernelParams...)
-	if c.ReadyParam != "" {
+	if c.ReadyParam != "" && l.ReadyPort != 0 {
 		p = append(p, fmt.Sprintf("%s=%d", c.ReadyParam, l.ReadyPort))
 	}
 	return strings.Join(p, " ")

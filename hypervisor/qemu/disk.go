@@ -173,13 +173,18 @@ func diskDevice(d hypervisor.Disk, port int) map[string]any {
 	}
 }
 
-// diskArguments are a disk's part of the command line.
-func diskArguments(d hypervisor.Disk, l diskFDs, port int) (a []string) {
+// diskArguments are a disk's part of the command line; its device, unless that is
+// plugged later.
+func diskArguments(d hypervisor.Disk, l diskFDs, port int, later bool) (a []string) {
 	all := l.all()
 	for _, fd := range all {
 		a = append(a, "-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, fd))
 	}
-	return append(a, "-blockdev", jsonText(blockNode(d, all[len(all)-1])), "-device", jsonText(diskDevice(d, port)))
+	a = append(a, "-blockdev", jsonText(blockNode(d, all[len(all)-1])))
+	if later {
+		return a
+	}
+	return append(a, "-device", jsonText(diskDevice(d, port)))
 }
 
 // jsonText is v, which is of a kind that cannot fail, as JSON.

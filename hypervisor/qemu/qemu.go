@@ -107,7 +107,7 @@ func (h *Hypervisor) Start(ctx context.Context, c hypervisor.Config) (hypervisor
 		phase string
 		run   func(context.Context) error
 	}{
-		{"config", s.config}, {"vsock", s.vsock}, {"exec", s.exec}, {"qmp", s.qmp},
+		{"config", s.config}, {"vsock", s.vsock}, {"exec", s.exec}, {"qmp", s.qmp}, {"restore", s.restore},
 	} {
 		err := step.run(ctx)
 		if err == nil {
@@ -143,13 +143,16 @@ func (s *start) config(context.Context) error {
 	if err := checkNICs(c.NICs); err != nil {
 		return err
 	}
-	if n := ports(*c); c.HotplugPorts < 0 || n > maxPorts {
-		return fmt.Errorf("HotplugPorts is %d beside %d disks: must be from 0 to %d", c.HotplugPorts, len(c.Disks), maxPorts-len(c.Disks))
+	if n := ports(*c) + sharePorts(*c); c.HotplugPorts < 0 || n > maxPorts {
+		return fmt.Errorf("HotplugPorts is %d beside %d disks: must be from 0 to %d", c.HotplugPorts, len(c.Disks), maxPorts-n+c.HotplugPorts)
 	}
 	if err := checkDisks(c.Disks); err != nil {
 		return err
 	}
 	if err := s.describeDisks(); err != nil {
+		return err
+	}
+	if err := s.memory(); err != nil {
 		return err
 	}
 	if _, err := exec.LookPath(o.Path); err != nil {
@@ -174,7 +177,7 @@ func (s *start) config(context.Context) error {
 
 // vsock makes the device and, before the guest runs, the ready listener.
 func (s *start) vsock(context.Context) error {
-	d, err := openVsock(s.c.Vsock, s.c.Dir, s.h.o.Log)
+	d, err := openVsock(s.c, s.h.o.Log)
 	if err != nil {
 		return err
 	}
@@ -182,6 +185,10 @@ func (s *start) vsock(context.Context) error {
 	s.undo = append(s.undo, func() { d.Close() })
 	s.l.Vsock, s.l.CID = d.backend, d.cid
 	s.l.VsockFD = s.inherit.add(d.file)
+	if d.serial != nil {
+		go s.vm.awaitReady(d.serial)
+		return nil
+	}
 	if s.c.ReadyParam == "" {
 		return nil
 	}

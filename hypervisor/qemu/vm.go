@@ -15,6 +15,7 @@ import (
 	"sync"
 
 	"github.com/kata-v2/kata/hypervisor"
+	"github.com/kata-v2/kata/hypervisor/vsock"
 	"github.com/kata-v2/kata/internal/spawn"
 	"github.com/kata-v2/kata/internal/tail"
 )
@@ -31,6 +32,7 @@ type VM struct {
 	info    hypervisor.Info
 	plugs   *plugs
 	sizes   *sizes
+	moves   migration
 
 	ready     chan struct{} // closed when the guest has dialled
 	readyOnce sync.Once
@@ -93,11 +95,15 @@ func (vm *VM) copyConsole(r io.Reader) {
 // qmpEvent notes why QEMU is about to end (QEMU qapi/run-state.json, SHUTDOWN).
 func (vm *VM) qmpEvent(e qmpEvent) {
 	vm.sizes.event(e)
-	if e.Name == "DEVICE_DELETED" {
+	switch e.Name {
+	case "DEVICE_DELETED":
 		vm.plugs.deleted(e.Data)
 		return
-	}
-	if e.Name != "SHUTDOWN" {
+	case "MIGRATION":
+		vm.moves.event(e.Data)
+		return
+	case "SHUTDOWN":
+	default:
 		return
 	}
 	var d struct {
@@ -119,6 +125,15 @@ func (vm *VM) acceptReady(l net.Listener) {
 	}
 	c.Close()
 	vm.readyOnce.Do(func() { close(vm.ready) })
+}
+
+// awaitReady is acceptReady for a channel that tells by itself.
+func (vm *VM) awaitReady(d *vsock.Serial) {
+	select {
+	case <-d.Ready():
+		vm.readyOnce.Do(func() { close(vm.ready) })
+	case <-d.Done():
+	}
 }
 
 // WaitReady implements hypervisor.ReadyWaiter.

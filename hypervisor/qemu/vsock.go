@@ -18,15 +18,19 @@ type vsockDevice struct {
 	vsock.Device
 	backend hypervisor.VsockBackend
 	cid     uint32
-	file    *os.File // for QEMU
+	file    *os.File      // for QEMU
+	serial  *vsock.Serial // the Device, when it is one
 }
 
 // hybridSocket is the name, in the machine's directory, of the socket by which
 // tools of root reach the guest: "CONNECT <port>\n", "OK <port>\n", then the stream.
 const hybridSocket = "vsock.sock"
 
-func openVsock(want hypervisor.VsockBackend, dir string, log *slog.Logger) (*vsockDevice, error) {
+func openVsock(c hypervisor.Config, log *slog.Logger) (*vsockDevice, error) {
+	want, dir := c.Vsock, c.Dir
 	switch want {
+	case hypervisor.VsockSerial:
+		return openSerial(c.Restore != nil)
 	case "", hypervisor.VsockAuto:
 		if vsock.KernelAvailable() {
 			return openKernelVsock()
@@ -55,6 +59,14 @@ func openUserVsock(dir string, log *slog.Logger) (*vsockDevice, error) {
 		return nil, err
 	}
 	return &vsockDevice{Device: d, backend: hypervisor.VsockVhostUser, cid: guestCID, file: d.QEMUFile()}, nil
+}
+
+func openSerial(restored bool) (*vsockDevice, error) {
+	d, err := vsock.NewSerial(restored)
+	if err != nil {
+		return nil, err
+	}
+	return &vsockDevice{Device: d, backend: hypervisor.VsockSerial, file: d.QEMUFile(), serial: d}, nil
 }
 
 // portOf is the vsock port of a listener's address.

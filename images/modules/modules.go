@@ -30,11 +30,12 @@ type Group string
 
 // The groups, in loading order.
 const (
-	Boot  Group = "boot"  // before the agent serves: virtio over PCI, vsock
-	FS    Group = "fs"    // right after it serves: virtio-fs, overlay
-	Net   Group = "net"   // before the first interface is set up
-	Block Group = "blk"   // before the first disk is waited for
-	Extra Group = "extra" // when something asks for it
+	Boot   Group = "boot"   // before the agent serves: virtio over PCI, vsock
+	FS     Group = "fs"     // right after it serves: virtio-fs, overlay
+	Net    Group = "net"    // before the first interface is set up
+	Block  Group = "blk"    // before the first disk is waited for
+	Serial Group = "serial" // in place of vsock
+	Extra  Group = "extra"  // when something asks for it
 )
 
 // Want is one module that the guest shall have.
@@ -53,6 +54,7 @@ var Default = []Want{
 	{FS, "virtiofs", ""}, {FS, "overlay", ""},
 	{Net, "virtio_net", ""},
 	{Block, "virtio_blk", ""},
+	{Serial, "virtio_console", ""},
 	{Extra, "virtio_rng", ""}, {Extra, "virtio_balloon", ""}, {Extra, "virtio_mem", ""}, {Extra, "erofs", ""},
 	{Extra, "dm_verity", ""},
 }

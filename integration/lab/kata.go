@@ -24,6 +24,12 @@ type Kata struct {
 	Set map[string]string
 }
 
+// EnvTemplate, when set, has the pods of every lab start as clones where they can.
+const EnvTemplate = "KATA_LAB_TEMPLATE"
+
+// TemplatesDir is where the shims of this lab keep their templates.
+func (c *Containerd) TemplatesDir() string { return filepath.Join(c.Root, "templates") }
+
 // PodsDir is where the shims of this lab keep their pods (state_dir), when Kata is set.
 func (c *Containerd) PodsDir() string { return filepath.Join(c.Root, "pods") }
 
@@ -47,9 +53,13 @@ func (k Kata) toml(pods string) string {
 		"hypervisor.qemu.manifest":    quote(filepath.Join(k.Images, images.ManifestFile)),
 		"hypervisor.qemu.accelerator": quote("auto"),
 		"runtime.state_dir":           quote(pods),
+		"factory.template_path":       quote(filepath.Join(filepath.Dir(pods), "templates")),
 		// Without KVM, with all cores taken by other pods, a start takes many times
 		// as long as on a machine that pods are meant for.
 		"agent.kata.launch_process_timeout": "60",
+	}
+	if os.Getenv(EnvTemplate) != "" {
+		values["factory.enable_template"] = "true"
 	}
 	for key, v := range k.Set {
 		values[key] = v

@@ -16,7 +16,7 @@ import (
 )
 
 // AnnotationPrefix begins the annotations that set configuration keys; the rest
-// is "hypervisor.", "agent." or "runtime." and the key.
+// is "hypervisor.", "agent.", "runtime." or "factory." and the key.
 const AnnotationPrefix = "io.katacontainers.config."
 
 // configPathAnnotation would let a pod choose a whole configuration.
@@ -27,6 +27,7 @@ var annotationSections = map[string]string{
 	"hypervisor": "hypervisor.qemu",
 	"agent":      "agent.kata",
 	"runtime":    "runtime",
+	"factory":    "factory",
 }
 
 // annotate applies a pod's annotations, in the order of their names. What is
@@ -73,7 +74,7 @@ func (c *Config) annotateOne(name, value string) (noted bool, err error) {
 	group, key, _ := strings.Cut(name, ".")
 	section, ok := annotationSections[group]
 	if !ok {
-		return false, fmt.Errorf("unknown; after %s come hypervisor, agent or runtime", AnnotationPrefix)
+		return false, fmt.Errorf("unknown; after %s come hypervisor, agent, runtime or factory", AnnotationPrefix)
 	}
 	f := annotationField(section, key)
 	idle, known := upstream[section][key]

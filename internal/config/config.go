@@ -29,6 +29,7 @@ type Config struct {
 	QEMU    QEMU    `section:"hypervisor.qemu" doc:"The virtual machine monitor and what it boots."`
 	Agent   Agent   `section:"agent.kata" doc:"The agent in the guest."`
 	Runtime Runtime `section:"runtime" doc:"The shim."`
+	Factory Factory `section:"factory" doc:"Pods that start as clones of a saved machine."`
 
 	// path is the main file, empty when the built-in defaults or a body were used.
 	path string
@@ -98,6 +99,12 @@ type Runtime struct {
 	Experimental           []string      `toml:"experimental" default:"[]" doc:"Experimental features to turn on. None exists yet."`
 	CreateContainerTimeout time.Duration `toml:"create_container_timeout" default:"60" unit:"s" min:"1" max:"3600" annotation:"=" doc:"How long the creation of a container may take, in seconds."`
 	StateDir               string        `toml:"state_dir" default:"/run/kata-containers" path:"abs" doc:"Where every pod's directory and ledger live. A tmpfs of root's."`
+}
+
+// Factory is [factory].
+type Factory struct {
+	EnableTemplate bool   `toml:"enable_template" default:"false" annotation:"=" doc:"Start pods as clones of a machine that was booted once and saved, rather than boot each. The first pod of a configuration boots, and its shim then makes the template; kata-ctl template init makes it beforehand. Clones share memory that nobody writes, and start from the same kernel state: see docs/threat-model.md."`
+	TemplatePath   string `toml:"template_path" default:"/run/vc/vm/template" path:"abs" doc:"Where templates are kept, some 60 MiB each. A directory of root's, best on a tmpfs."`
 }
 
 // CPUs returns the vCPUs at boot and the most a pod can grow to, at least as

@@ -232,7 +232,7 @@ default_bridges = 1
 confidential_guest = false
 pflashes = []
 [factory]
-enable_template = true
+vm_cache_endpoint = "/x"
 [runtime]
 vfio_mode = "guest-kernel"
 [[runtime.shared_mounts]]
@@ -243,7 +243,7 @@ name = "b"
 	if len(w) != 1 || w[0].Line != 3 {
 		t.Fatalf("warnings %v, want one at line 3", w)
 	}
-	for _, key := range []string{"hypervisor.qemu.default_bridges (line 3)", "factory.enable_template (line 7)", "runtime.vfio_mode (line 9)"} {
+	for _, key := range []string{"hypervisor.qemu.default_bridges (line 3)", "factory.vm_cache_endpoint (line 7)", "runtime.vfio_mode (line 9)"} {
 		if !strings.Contains(w[0].String(), key) {
 			t.Errorf("%s does not name %s", w[0], key)
 		}
@@ -299,7 +299,7 @@ kernel_params = "a=1"
 		{p + "hypervisor.default_vcpu", "2", "unknown; the nearest is io.katacontainers.config.hypervisor.default_vcpus"},
 		{p + "hypervisor.accelerator", "tcg", "unknown"},
 		{p + "hypervisor.enable_annotations", "[]", "unknown"},
-		{p + "hypervizor.path", "x", "unknown; after io.katacontainers.config. come hypervisor, agent or runtime"},
+		{p + "hypervizor.path", "x", "unknown; after io.katacontainers.config. come hypervisor, agent, runtime or factory"},
 		{p + "hypervisor.shared_fs", "none", "not allowed here; an operator allows it by adding \"shared_fs\" to enable_annotations"},
 		{p + "hypervisor.cpu_features", "x", "not allowed"},
 		{p + "hypervisor.default_memory", "lots", "default_memory is a whole number from 64 to 16777216, not \"lots\""},

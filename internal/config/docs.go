@@ -53,7 +53,7 @@ An unknown key, a wrong type or a value out of range is an error that names file
 			fmt.Fprintf(&b, "| %s | `%s` | %s |\n", sec, key, accepted)
 		}
 	}
-	b.WriteString("\nThe tables [factory], [image], [netmon] and [[runtime.shared_mounts]] are accepted whole, with a warning.\n")
+	b.WriteString("\nThe tables [image], [netmon] and [[runtime.shared_mounts]] are accepted whole, with a warning.\n")
 	return b.String()
 }
 

@@ -52,7 +52,7 @@ func (k idleKey) checkText(key, s string) (bool, error) {
 // ignoredTables are whole tables of Kata Containers without effect here.
 func ignoredTable(table string) bool {
 	switch table {
-	case "factory", "image", "netmon", "runtime.shared_mounts":
+	case "image", "netmon", "runtime.shared_mounts":
 		return true
 	}
 	return false
@@ -67,6 +67,10 @@ func none(what string) idleKey { return idleKey{only: "", why: what + " is not i
 // upstream lists the keys of Kata Containers 4.1's QEMU configuration that are
 // not in the schema.
 var upstream = map[string]map[string]idleKey{
+	"factory": {
+		"vm_cache_endpoint": {},
+		"vm_cache_number":   {only: int64(0), why: "a cache of running machines is not implemented"},
+	},
 	"hypervisor.qemu": {
 		"block_device_aio":                         {},
 		"block_device_cache_direct":                {},

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package identity makes a guest that was restored from a saved machine another
+// one than its siblings: random numbers, machine id, time, devices. The boot id
+// needs nothing: the kernel makes it when it is first read (random(4)), and
+// nothing reads it before.
+package identity
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"unsafe"
+
+	"crypto/rand"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/internal/channel"
+)
+
+// Paths of what is written.
+const (
+	machineID = "/etc/machine-id"
+	rescan    = "/sys/bus/pci/rescan"
+)
+
+// Assume does what the host says: any guest gets its random bytes and time, a
+// restored one becomes another guest and looks for the devices it was given.
+// When it returns without an error no two guests share what it gave them.
+func Assume(h channel.Hello) error {
+	if err := Reseed(h.Entropy[:]); err != nil {
+		return err
+	}
+	if !h.Restored {
+		return nil
+	}
+	ts := unix.NsecToTimespec(h.Time.UnixNano())
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+		return fmt.Errorf("set the clock: %w", err)
+	}
+	if err := newMachineID(); err != nil {
+		return err
+	}
+	if err := os.WriteFile(rescan, []byte("1"), 0); err != nil {
+		return fmt.Errorf("look for devices: %w", err)
+	}
+	return nil
+}
+
+// newMachineID writes a random one (machine-id(5)); a guest without /etc has none.
+func newMachineID() error {
+	var id [16]byte
+	rand.Read(id[:])          //nolint:errcheck // it never fails
+	id[6] = id[6]&0x0f | 0x40 // a version 4 UUID, as systemd makes them
+	id[8] = id[8]&0x3f | 0x80
+	err := os.WriteFile(machineID, []byte(hex.EncodeToString(id[:])+"\n"), 0o444)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("machine id: %w", err)
+	}
+	return nil
+}
+
+// Reseed adds random bytes of the host to the kernel's pool and makes its
+// generator use them at once (random(4)).
+func Reseed(data []byte) error {
+	f, err := os.OpenFile("/dev/random", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// struct rand_pool_info: int entropy_count in bits, int buf_size in bytes, data.
+	buf := binary.NativeEndian.AppendUint32(nil, uint32(8*len(data)))
+	buf = binary.NativeEndian.AppendUint32(buf, uint32(len(data)))
+	buf = append(buf, data...)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&buf[0]))); errno != 0 {
+		return fmt.Errorf("add entropy: %w", errno)
+	}
+	const rndReseedCRNG = 0x5207 // _IO('R', 0x07), include/uapi/linux/random.h
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), rndReseedCRNG, 0); errno != 0 {
+		return fmt.Errorf("reseed: %w", errno)
+	}
+	return nil
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/hypervisor"
+)
+
+// restoreTimeout bounds how long a restored guest may take until it answers: it
+// has nothing to do but to take on its new identity.
+const restoreTimeout = 20 * time.Second
+
+// migration is the state of a save or a restore, as QEMU's MIGRATION events
+// tell it (qapi/migration.json).
+type migration struct {
+	once sync.Once
+	mu   sync.Mutex
+	end  chan string // holds the final status
+}
+
+// ended yields "completed", "failed" or "cancelled".
+func (m *migration) ended() chan string {
+	m.once.Do(func() { m.end = make(chan string, 1) })
+	return m.end
+}
+
+func (m *migration) event(data json.RawMessage) {
+	var d struct {
+		Status string `json:"status"`
+	}
+	if json.Unmarshal(data, &d) != nil {
+		return
+	}
+	switch d.Status {
+	case "completed", "failed", "cancelled":
+		select {
+		case m.ended() <- d.Status:
+		default:
+		}
+	}
+}
+
+// memory checks and passes on the files of a machine that is saved or restored.
+func (s *start) memory() error {
+	c := &s.c
+	switch {
+	case c.Memory == nil && (c.MemoryPrivate || c.Restore != nil):
+		return errors.New("Memory is not set: a private or restored machine needs its file")
+	case c.Restore != nil && c.Vsock != hypervisor.VsockSerial:
+		return fmt.Errorf("Vsock is %q: a machine is restored with %q only", c.Vsock, hypervisor.VsockSerial)
+	case c.MemoryPrivate && len(c.Shares) > 0:
+		return errors.New("MemoryPrivate with Shares: their daemons would not see the guest's memory")
+	case c.Restore != nil && len(c.Shares) > maxPluggedShares:
+		return fmt.Errorf("%d Shares: a restored machine has place for %d", len(c.Shares), maxPluggedShares)
+	case c.Memory == nil:
+		return nil
+	}
+	st, err := c.Memory.Stat()
+	if err != nil {
+		return fmt.Errorf("Memory: %w", err)
+	}
+	if st.Size() != int64(c.MemoryBytes) {
+		return fmt.Errorf("Memory has %d bytes, not MemoryBytes = %d", st.Size(), c.MemoryBytes)
+	}
+	f, err := dup(c.Memory)
+	if err != nil {
+		return fmt.Errorf("Memory: %w", err)
+	}
+	s.l.MemoryFD = s.inherit.add(f)
+	return nil
+}
+
+func dup(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// capabilities of every save and restore: shared memory stays where it is, and
+// events tell the end.
+func (vm *VM) prepareMove(ctx context.Context) error {
+	type capability struct {
+		Capability string `json:"capability"`
+		State      bool   `json:"state"`
+	}
+	return vm.qmp.execute(ctx, "migrate-set-capabilities", map[string]any{
+		"capabilities": []capability{{"x-ignore-shared", true}, {"events", true}},
+	}, nil)
+}
+
+const stateName = "state" // of the file in QEMU
+
+// move runs a migration command over a file to its end.
+func (vm *VM) move(ctx context.Context, command string, state *os.File) error {
+	if err := vm.prepareMove(ctx); err != nil {
+		return err
+	}
+	if err := vm.qmp.executeWith(ctx, "getfd", map[string]any{"fdname": stateName}, nil, state); err != nil {
+		return err
+	}
+	if err := vm.qmp.execute(ctx, command, map[string]any{"uri": "fd:" + stateName}, nil); err != nil {
+		return err
+	}
+	select {
+	case end := <-vm.moves.ended():
+		if end == "completed" {
+			return nil
+		}
+		return fmt.Errorf("QMP %s: %s", command, end)
+	case <-vm.done:
+		return vm.endErr()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Save implements hypervisor.Snapshotter.
+func (vm *VM) Save(ctx context.Context, state *os.File) error {
+	if err := vm.move(ctx, "migrate", state); err != nil {
+		return fmt.Errorf("save: %w", err)
+	}
+	return nil
+}
+
+// plugRest adds the devices that cannot be there while a state is loaded: what
+// QEMU cannot save, and what is in a port, which the state says is empty. The
+// guest finds them when it goes on.
+func (s *start) plugRest(ctx context.Context) error {
+	for i, d := range s.c.Disks {
+		if err := s.vm.qmp.execute(ctx, "device_add", diskDevice(d, i), nil); err != nil {
+			return fmt.Errorf("disk %s: %w", d.ID, err)
+		}
+	}
+	for i, sh := range s.c.Shares {
+		err := s.vm.qmp.execute(ctx, "device_add", map[string]any{
+			"driver": "vhost-user-fs-pci", "chardev": fmt.Sprintf("fs%d", i), "tag": sh.Tag, "queue-size": shareQueue,
+			"bus": portID(ports(s.c) + i), "addr": "0",
+		}, nil)
+		if err != nil {
+			return fmt.Errorf("share %s: %w", sh.Tag, err)
+		}
+	}
+	return nil
+}
+
+// restore loads a saved machine's state and waits until its guest answers.
+func (s *start) restore(ctx context.Context) error {
+	if s.c.Restore == nil {
+		return nil
+	}
+	err := s.vm.move(ctx, "migrate-incoming", s.c.Restore)
+	if err == nil {
+		err = s.plugRest(ctx)
+	}
+	if err == nil {
+		err = s.vm.qmp.execute(ctx, "cont", nil, nil)
+	}
+	if errors.Is(err, errQMPClosed) || errors.Is(err, syscall.EPIPE) {
+		<-s.vm.done
+		err = s.vm.endErr()
+	}
+	if err != nil {
+		return err
+	}
+	limit := time.NewTimer(restoreTimeout)
+	defer limit.Stop()
+	select {
+	case <-s.vm.vsock.serial.Ready():
+		return nil
+	case <-s.vm.vsock.serial.Done():
+		return fmt.Errorf("the restored guest does not answer: %w", s.vm.vsock.serial.Err())
+	case <-limit.C:
+		return fmt.Errorf("the restored guest does not answer within %v", restoreTimeout)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

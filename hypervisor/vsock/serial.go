@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vsock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/internal/channel"
+)
+
+// Serial is a Device without vsock: its streams share one virtio-serial port
+// (package channel). A machine that has it can be saved and restored, which one
+// with User cannot. QEMU gets the socket by its number: -chardev
+// socket,id=agent,fd=N -device virtserialport,chardev=agent,name=<channel.PortName>.
+type Serial struct {
+	mux      *channel.Mux
+	conn     net.Conn
+	qemu     *os.File
+	restored bool
+	want     chan struct{} // closed when the guest shall go on
+	wantOnce sync.Once
+	ready    chan struct{} // closed when the guest serves
+	wg       sync.WaitGroup
+}
+
+var _ Device = (*Serial)(nil)
+
+// NewSerial makes a device and waits for QEMU to take its QEMUFile. The guest of
+// a machine that is restored goes on at once; that of another one serves, and
+// may be saved, until the first Dial.
+func NewSerial(restored bool) (*Serial, error) {
+	conn, qemu, err := socketPair()
+	if err != nil {
+		return nil, err
+	}
+	d := &Serial{
+		conn: conn, qemu: qemu, restored: restored, want: make(chan struct{}), ready: make(chan struct{}),
+		mux: channel.New(channel.Config{Host: true, Addr: func(peer bool, port uint32) net.Addr {
+			if peer {
+				return Addr{CID: DefaultGuestCID, Port: port}
+			}
+			return Addr{CID: HostCID, Port: port}
+		}}),
+	}
+	d.wg.Go(d.run)
+	return d, nil
+}
+
+// run opens the channel.
+func (d *Serial) run() {
+	if err := d.open(); err != nil {
+		d.mux.Fail(fmt.Errorf("%w: %w", unix.ECONNRESET, err))
+		_ = d.conn.Close()
+	}
+}
+
+func (d *Serial) open() error {
+	if !d.restored {
+		if err := channel.ReadGreeting(d.conn); err != nil {
+			return err
+		}
+		close(d.ready)
+		select {
+		case <-d.want:
+		case <-d.mux.Done():
+			return net.ErrClosed
+		}
+	}
+	if err := channel.SendHello(d.conn, channel.NewHello(d.restored)); err != nil {
+		return err
+	}
+	if err := channel.ReadAck(d.conn); err != nil {
+		return err
+	}
+	if d.restored {
+		close(d.ready)
+	}
+	return d.mux.Attach(d.conn)
+}
+
+// Ready is closed when the guest serves: one that is restored has then become
+// another one than the guest that was saved.
+func (d *Serial) Ready() <-chan struct{} { return d.ready }
+
+// Done is closed when the device has ended.
+func (d *Serial) Done() <-chan struct{} { return d.mux.Done() }
+
+// Err says what ended the device; nil before Done.
+func (d *Serial) Err() error { return d.mux.Err() }
+
+// QEMUFile is the end of the port's socket that QEMU inherits. The caller closes it.
+func (d *Serial) QEMUFile() *os.File { return d.qemu }
+
+// Dial implements Device.
+func (d *Serial) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	d.wantOnce.Do(func() { close(d.want) })
+	return d.mux.Dial(ctx, port)
+}
+
+// Listen implements Device.
+func (d *Serial) Listen(port uint32) (net.Listener, error) { return d.mux.Listen(port) }
+
+// Close implements Device.
+func (d *Serial) Close() error {
+	err := d.mux.Close()
+	_ = d.conn.Close()
+	d.wg.Wait()
+	return errors.Join(err, closeFile(d.qemu))
+}
+
+// closeFile closes a file that its other owner may have closed.
+func closeFile(f *os.File) error {
+	if err := f.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}

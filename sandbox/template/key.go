@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package template
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Fact is one thing that a template depends on.
+type Fact struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// Key is everything that a template depends on: two machines of the same key can
+// be clones of one.
+type Key []Fact
+
+// Add notes a fact.
+func (k *Key) Add(name string, value any) { *k = append(*k, Fact{name, fmt.Sprint(value)}) }
+
+// AddFile notes which file it is: one that is replaced or written is another.
+func (k *Key) AddFile(name, path string) error {
+	if path == "" {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	k.Add(name, fmt.Sprintf("%s %d bytes, inode %d:%d, changed %d.%09d", path, st.Size, st.Dev, st.Ino, st.Ctim.Sec, st.Ctim.Nsec))
+	return nil
+}
+
+// AddCPU notes the host's CPU: model, features and microcode.
+func (k *Key) AddCPU() error {
+	b, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return err
+	}
+	first, _, _ := strings.Cut(string(b), "\n\n")
+	h := sha256.New()
+	for line := range strings.Lines(first) {
+		name, value, _ := strings.Cut(line, ":")
+		switch strings.TrimSpace(name) {
+		case "vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags", "vmx flags", "bugs":
+			fmt.Fprintln(h, strings.TrimSpace(name), strings.TrimSpace(value))
+		}
+	}
+	k.Add("host CPU", hex.EncodeToString(h.Sum(nil)[:8]))
+	return nil
+}
+
+// Digest names the template: 128 bits in hexadecimal.
+func (k Key) Digest() string {
+	h := sha256.New()
+	for _, f := range k {
+		fmt.Fprintf(h, "%d %s %d %s\n", len(f.Name), f.Name, len(f.Value), f.Value)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package template
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Files of a template.
+const (
+	manifestFile = "manifest.json"
+	memoryFile   = "memory"
+	stateFile    = "state"
+	newPrefix    = ".new-"
+	lockSuffix   = ".lock"
+)
+
+// formatVersion changes when an older template cannot be read any more.
+const formatVersion = 1
+
+// Store is a directory of templates, shared by all shims of the host.
+type Store struct {
+	// Dir is made when it is needed.
+	Dir string
+}
+
+// Manifest says what a template is.
+type Manifest struct {
+	Version int       `json:"version"`
+	Digest  string    `json:"digest"`
+	Created time.Time `json:"created"`
+	Key     Key       `json:"key"`
+	// MemoryBytes is the guest's memory, MemoryStored what the file holds of it.
+	MemoryBytes  int64  `json:"memory_bytes"`
+	MemoryStored int64  `json:"memory_stored"`
+	MemorySHA256 string `json:"memory_sha256"` // of its pages that are not zero, each after its place
+	StateBytes   int64  `json:"state_bytes"`
+	StateSHA256  string `json:"state_sha256"`
+}
+
+// Template is one that is whole, as far as can be told without reading its memory.
+type Template struct {
+	Manifest
+	s   *Store
+	dir string
+}
+
+// Open finds a template. An error that is errdefs.ErrNotFound says that there is
+// none; any other says what is wrong with it.
+func (s *Store) Open(digest string) (*Template, error) {
+	t := &Template{s: s, dir: filepath.Join(s.Dir, digest)}
+	b, err := os.ReadFile(filepath.Join(t.dir, manifestFile))
+	if errors.Is(err, os.ErrNotExist) {
+		if _, serr := os.Stat(t.dir); serr != nil {
+			return nil, fmt.Errorf("template %s: %w", digest, errdefs.ErrNotFound)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("template %s: %w", digest, err)
+	}
+	if err := json.Unmarshal(b, &t.Manifest); err != nil {
+		return nil, fmt.Errorf("template %s: %s: %w", digest, manifestFile, err)
+	}
+	if err := t.check(digest); err != nil {
+		return nil, fmt.Errorf("template %s: %w", digest, err)
+	}
+	return t, nil
+}
+
+// check is what can be told quickly.
+func (t *Template) check(digest string) error {
+	if t.Version != formatVersion {
+		return fmt.Errorf("version %d: this build reads %d", t.Version, formatVersion)
+	}
+	if t.Manifest.Digest != digest || t.Key.Digest() != digest {
+		return fmt.Errorf("its manifest is that of %s", t.Manifest.Digest)
+	}
+	var st unix.Stat_t
+	path := filepath.Join(t.dir, memoryFile)
+	if err := unix.Stat(path, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Size != t.MemoryBytes {
+		return fmt.Errorf("%s has %d bytes, not %d", memoryFile, st.Size, t.MemoryBytes)
+	}
+	sum, n, err := sumFile(filepath.Join(t.dir, stateFile))
+	if err != nil {
+		return err
+	}
+	if n != t.StateBytes || sum != t.StateSHA256 {
+		return fmt.Errorf("%s is not what was saved", stateFile)
+	}
+	return nil
+}
+
+// Verify reads the memory too.
+func (t *Template) Verify() error {
+	f, err := os.Open(filepath.Join(t.dir, memoryFile))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	sum, err := digestOf(f)
+	if err != nil {
+		return err
+	}
+	if sum != t.MemorySHA256 {
+		return fmt.Errorf("template %s: %s is not what was saved", t.Digest, memoryFile)
+	}
+	return nil
+}
+
+// State opens the devices' state.
+func (t *Template) State() (*os.File, error) { return os.Open(filepath.Join(t.dir, stateFile)) }
+
+// Users are the processes whose machines share the template's memory now.
+func (t *Template) Users() []int { return users(t.dir) }
+
+func sumFile(path string) (string, int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", 0, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	n, err := io.Copy(h, f)
+	return hex.EncodeToString(h.Sum(nil)), n, err
+}
+
+// ErrBusy says that somebody else makes the template.
+var ErrBusy = fmt.Errorf("the template is being made by another process: %w", errdefs.ErrUnavailable)
+
+// lock takes a template's lock: when it is held, it waits or answers ErrBusy.
+func (s *Store) lock(digest string, wait bool) (unlock func(), err error) {
+	path := filepath.Join(s.Dir, digest+lockSuffix)
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := flock(f, wait); err != nil {
+			f.Close()
+			return nil, err
+		}
+		// Who held it may have removed it with the template.
+		have, err := f.Stat()
+		named, nerr := os.Stat(path)
+		if err == nil && nerr == nil && os.SameFile(have, named) {
+			return func() { f.Close() }, nil
+		}
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+func flock(f *os.File, wait bool) error {
+	how := unix.LOCK_EX
+	if !wait {
+		how |= unix.LOCK_NB
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), how)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EWOULDBLOCK):
+			return ErrBusy
+		default:
+			return os.NewSyscallError("flock", err)
+		}
+	}
+}
+
+// Make makes the template of a key with save, which boots a machine on memory,
+// an anonymous file, and saves it to state. A template that is there and whole
+// is left alone. On error nothing is left.
+func (s *Store) Make(ctx context.Context, k Key, memoryBytes int64, save func(ctx context.Context, dir string, memory, state *os.File) error) (err error) {
+	digest := k.Digest()
+	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
+		return fmt.Errorf("template: %w", err)
+	}
+	unlock, err := s.lock(digest, false)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := s.Open(digest); err == nil {
+		return nil
+	}
+	dir := filepath.Join(s.Dir, newPrefix+digest)
+	if err := os.RemoveAll(dir); err != nil { // of a maker that was killed
+		return fmt.Errorf("template: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("make template %s: %w", digest, errors.Join(err, os.RemoveAll(dir)))
+		}
+	}()
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	m := Manifest{Version: formatVersion, Digest: digest, Created: time.Now().UTC(), Key: k, MemoryBytes: memoryBytes}
+	if err := m.fill(ctx, dir, save); err != nil {
+		return err
+	}
+	final := filepath.Join(s.Dir, digest)
+	if err := os.RemoveAll(final); err != nil { // one that is broken
+		return err
+	}
+	return os.Rename(dir, final)
+}
+
+// fill writes the files of a new template.
+func (m *Manifest) fill(ctx context.Context, dir string, save func(ctx context.Context, dir string, memory, state *os.File) error) error {
+	memory, err := NewMemory(m.MemoryBytes)
+	if err != nil {
+		return err
+	}
+	defer memory.Close()
+	state, err := os.OpenFile(filepath.Join(dir, stateFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o400)
+	if err != nil {
+		return err
+	}
+	defer state.Close()
+	if err := save(ctx, dir, memory, state); err != nil {
+		return err
+	}
+	if m.StateSHA256, m.StateBytes, err = sumFile(state.Name()); err != nil {
+		return err
+	}
+	stored, err := os.OpenFile(filepath.Join(dir, memoryFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o400)
+	if err != nil {
+		return err
+	}
+	defer stored.Close()
+	if err := stored.Truncate(m.MemoryBytes); err != nil {
+		return err
+	}
+	if m.MemorySHA256, err = copySparse(stored, memory, true); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(stored.Fd()), &st); err != nil {
+		return err
+	}
+	m.MemoryStored = st.Blocks * 512
+	b, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, manifestFile), append(b, '\n'), 0o400)
+}
+
+// List returns the digests of all templates, whole or not.
+func (s *Store) List() ([]string, error) {
+	entries, err := os.ReadDir(s.Dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("templates: %w", err)
+	}
+	var out []string
+	for _, e := range entries {
+		if e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+			out = append(out, e.Name())
+		}
+	}
+	return out, nil
+}
+
+// Remove removes a template and what a killed maker left of it. Machines that
+// run from it go on. One that is being made is ErrBusy.
+func (s *Store) Remove(digest string) error {
+	unlock, err := s.lock(digest, false)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove template %s: %w", digest, err)
+	}
+	defer unlock()
+	return errors.Join(
+		os.RemoveAll(filepath.Join(s.Dir, digest)),
+		os.RemoveAll(filepath.Join(s.Dir, newPrefix+digest)),
+		os.Remove(filepath.Join(s.Dir, digest+lockSuffix)),
+	)
+}
