@@ -202,7 +202,7 @@ func (a *agent) service(ctx context.Context) (*rpc.Service, error) {
 		AgentVersion: a.version, Pod: p, Storage: store, Modules: a.modules, Finder: a.finder,
 		Network: network.Config{HotplugTimeout: a.params.HotplugTimeout, ByPCI: a.finder.NetByPCI},
 		Reaper:  a.reaper, Sink: a.sink, Log: a.log,
-		SharedDir: protocols.GuestSharedDir, Streams: a.params.StdioPort != 0,
+		SharedDir: protocols.GuestSharedDir, SyncedDir: protocols.GuestSyncedDir, Streams: a.params.StdioPort != 0,
 	}, nil
 }
 

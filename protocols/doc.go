@@ -80,6 +80,8 @@ const (
 	// FeaturePIDs says that CreateContainer and ExecProcess answer the process's
 	// number in the guest.
 	FeaturePIDs = "pids"
+	// FeatureSyncedFiles says that the guest serves the service kata.Files.
+	FeatureSyncedFiles = "synced-files"
 	// FeatureTCPForward says that the guest listens on ForwardPort.
 	FeatureTCPForward = "tcp-forward"
 )
@@ -94,6 +96,8 @@ const (
 	GuestSandboxDir = GuestRunDir + "/sandbox"
 	// GuestShmDir is the pod's /dev/shm.
 	GuestShmDir = GuestSandboxDir + "/shm"
+	// GuestSyncedDir holds the volumes of the service kata.Files, in the guest's memory.
+	GuestSyncedDir = GuestSandboxDir + "/synced"
 	// SharedTag is the tag of the pod's virtio-fs share.
 	SharedTag = "kataShared"
 )

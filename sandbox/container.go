@@ -35,11 +35,16 @@ type ContainerConfig struct {
 
 // Container is one container of the pod.
 type Container struct {
-	s       *Sandbox
-	id      string
-	bundle  string
-	spec    *specs.Spec
-	init    *Process
+	s      *Sandbox
+	id     string
+	bundle string
+	spec   *specs.Spec
+	init   *Process
+	// Of the one that creates: indexes of the mounts that the guest gets copies of
+	// and of those in the share, and the places of all of them in the guest.
+	synced, shared []int
+	sources        map[int]string
+
 	timings *timings // written before the container is published, then by the one Start
 
 	published bool // guarded by s.mu; false while being created
@@ -88,19 +93,28 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 	if err != nil {
 		return nil, err
 	}
+	if err := c.syncVolumes(share); err != nil {
+		share.Unsync(c.id)
+		return nil, err
+	}
 	root, err := s.openRoot(cc)
 	if err != nil {
+		share.Unsync(c.id)
 		return nil, err
 	}
 	// The machine boots while the host's side of the container is mounted.
 	booted := make(chan error, 1)
-	go func() { booted <- s.start(ctx, share, *pod, s.firstOf(cc, root), t) }()
+	go func() { booted <- s.start(ctx, share, *pod, s.firstOf(c, root), t) }()
 	spec, err := c.prepare(share, cc, root != nil)
 	if err := errors.Join(err, <-booted); err != nil {
 		closeDisks(root)
 		return nil, errors.Join(err, s.detach(ctx, c.id), share.Remove(c.id))
 	}
 	t.mark("t_prepare")
+	if err := c.pushVolumes(ctx, share, spec); err != nil {
+		closeDisks(root)
+		return nil, errors.Join(fmt.Errorf("create container: %w", err), s.detach(context.WithoutCancel(ctx), c.id), share.Remove(c.id))
+	}
 	if err := c.create(ctx, spec, root); err != nil {
 		return nil, errors.Join(fmt.Errorf("create container: %w", err), s.detach(context.WithoutCancel(ctx), c.id), share.Remove(c.id))
 	}
@@ -171,26 +185,20 @@ func (c *Container) prepare(share *storage.Share, cc ContainerConfig, onDisks bo
 			return nil, err
 		}
 	}
-	sources := map[int]string{}
-	for i, m := range cc.Spec.Mounts {
-		if planMount(m) != mountShared {
-			continue
-		}
-		if sources[i], err = share.Bind(c.id, i, m.Source, bindOptions(m)); err != nil {
-			return nil, fmt.Errorf("mounts[%d] (%s): %w: %w", i, m.Destination, err, errdefs.ErrInvalidArgument)
-		}
+	if err := c.shareVolumes(share); err != nil {
+		return nil, err
 	}
 	if cc.Spec.Process.User.Umask != nil {
 		c.s.o.Log.Warn("process.user.umask has no effect: the guest protocol has no field for it", "container", c.id)
 	}
-	return guestSpec(cc.Spec, root, sources, !c.s.o.Config.Runtime.DisableGuestSeccomp), nil
+	return guestSpec(cc.Spec, root, c.sources, !c.s.o.Config.Runtime.DisableGuestSeccomp), nil
 }
 
 // create makes the container in the guest, blocked until Start.
 func (c *Container) create(ctx context.Context, spec *specs.Spec, root *storage.RootDisks) error {
 	m, err := c.s.running()
 	if err == nil {
-		err = m.needsShare(root, c.spec)
+		err = m.needsShare(root, c)
 	}
 	if err == nil {
 		err = c.s.clearGuest(ctx)

@@ -270,7 +270,7 @@ func TestAgentThatHangs(t *testing.T) {
 				if hangs == "StartContainer" {
 					err = c.Start(ctx)
 				} else {
-					must(t, c.Start(ctx))
+					must(t, c.Start(bounded(t)))
 					e := p.exec(c, "e1", "sleep")
 					err = c.StartExec(ctx, e)
 					exit(t, e)

@@ -6,10 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/internal/config"
@@ -70,19 +68,14 @@ type first struct {
 }
 
 // firstOf is that container's part of the machine.
-func (s *Sandbox) firstOf(cc ContainerConfig, disks *storage.RootDisks) first {
-	alone := cc.ID == s.o.ID && cc.Spec.Annotations[containerTypeKey] == ""
-	return first{container: cc.ID, disks: disks, noShare: s.o.Config.QEMU.SharedFS == "none" || alone && disks != nil && !sharesMounts(cc.Spec)}
-}
-
-// sharesMounts tells whether a mount of the specification needs the share.
-func sharesMounts(spec *specs.Spec) bool {
-	return slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return planMount(m) == mountShared })
+func (s *Sandbox) firstOf(c *Container, disks *storage.RootDisks) first {
+	alone := c.id == s.o.ID && c.spec.Annotations[containerTypeKey] == ""
+	return first{container: c.id, disks: disks, noShare: s.o.Config.QEMU.SharedFS == "none" || alone && disks != nil && len(c.shared) == 0}
 }
 
 // needsShare refuses a container that the pod's machine, without a share, cannot have.
-func (m *machine) needsShare(disks *storage.RootDisks, spec *specs.Spec) error {
-	if m.daemon != nil || disks != nil && !sharesMounts(spec) {
+func (m *machine) needsShare(disks *storage.RootDisks, c *Container) error {
+	if m.daemon != nil || disks != nil && len(c.shared) == 0 {
 		return nil
 	}
 	return fmt.Errorf("the pod's machine was started without a shared filesystem, which this container needs: name the pod's id in the first container too, or set shared_fs to \"virtio-fs\": %w", errdefs.ErrFailedPrecondition)

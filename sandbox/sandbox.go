@@ -71,6 +71,7 @@ type Sandbox struct {
 	wish  context.Context // that there be a machine; a boot under way ends with it
 	leave context.CancelFunc
 	share func() (*storage.Share, error) // made once, before the machine
+	made  atomic.Pointer[storage.Share]  // what share returned; nil before
 	disks *storage.Disks
 
 	mu         sync.Mutex
@@ -91,13 +92,16 @@ type Sandbox struct {
 // New returns a sandbox without a machine; the first CreateContainer starts it.
 func New(o Options) *Sandbox {
 	wish, leave := context.WithCancel(context.Background())
-	return &Sandbox{
+	s := &Sandbox{
 		o: o, ended: make(chan struct{}), up: make(chan struct{}), containers: map[string]*Container{},
 		wish: wish, leave: leave, disks: storage.NewDisks(),
-		share: sync.OnceValues(func() (*storage.Share, error) {
-			return storage.NewShare(filepath.Join(o.Ledger.Dir(), "shared"), o.HostMounts)
-		}),
 	}
+	s.share = sync.OnceValues(func() (*storage.Share, error) {
+		share, err := storage.NewShare(filepath.Join(o.Ledger.Dir(), "shared"), o.HostMounts, o.Log)
+		s.made.Store(share)
+		return share, err
+	})
+	return s
 }
 
 // ID is the pod's id.
@@ -232,7 +236,14 @@ func (s *Sandbox) Stop(ctx context.Context) error {
 			close(s.up)
 		})
 		if !started {
-			s.endOnce.Do(func() { close(s.ended) })
+			s.endOnce.Do(func() {
+				if share := s.made.Load(); share != nil { // by a creation that failed before the machine's start
+					if err := share.Close(); err != nil {
+						s.o.Log.Error("release", "error", err)
+					}
+				}
+				close(s.ended)
+			})
 		}
 	}
 	if state == Running {

@@ -21,6 +21,7 @@ type mountPlan int
 const (
 	mountInGuest mountPlan = iota // the guest makes it: proc, tmpfs, devpts …
 	mountShared                   // a file or directory of the host, through the share
+	mountSynced                   // a small volume that the guest gets a copy of
 	mountPodShm                   // the pod's /dev/shm
 )
 
@@ -42,6 +43,9 @@ func planMount(m specs.Mount) mountPlan {
 		if src == d || strings.HasPrefix(src, d+"/") {
 			return mountInGuest
 		}
+	}
+	if isSynced(m) {
+		return mountSynced
 	}
 	return mountShared
 }

@@ -41,6 +41,8 @@ type Service struct {
 	Log          *slog.Logger
 	// SharedDir is where CopyFile may write, protocols.GuestSharedDir.
 	SharedDir string
+	// SyncedDir is where Sync keeps its volumes, protocols.GuestSyncedDir.
+	SyncedDir string
 	// Streams says whether stdio connections are accepted.
 	Streams bool
 
@@ -49,6 +51,7 @@ type Service struct {
 
 var _ agentpb.AgentServiceService = (*Service)(nil)
 var _ agentpb.HealthService = (*Service)(nil)
+var _ agentpb.FilesService = (*Service)(nil)
 
 // NewServer makes a ttrpc server that answers for s.
 func NewServer(s *Service) (*ttrpc.Server, error) {
@@ -58,6 +61,7 @@ func NewServer(s *Service) (*ttrpc.Server, error) {
 	}
 	agentpb.RegisterAgentServiceService(srv, s)
 	agentpb.RegisterHealthService(srv, s)
+	agentpb.RegisterFilesService(srv, s)
 	return srv, nil
 }
 

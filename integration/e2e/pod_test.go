@@ -41,6 +41,7 @@ func TestPod(t *testing.T) {
 		{"Mounts", testMounts},
 		{"FileMounts", testFileMounts},
 		{"RecursiveReadOnly", testRecursiveReadOnly},
+		{"SyncedVolumes", testSyncedVolumes},
 		{"Shm", testShm},
 		{"ReadOnlyRoot", testReadOnlyRoot},
 		{"User", testUser},

@@ -46,6 +46,9 @@ var lostErrors = []error{ttrpc.ErrClosed, io.EOF, net.ErrClosed, syscall.EPIPE, 
 // service; their errors are ttrpc's, with ErrGone in place of a lost connection.
 type Client struct {
 	agentpb.AgentServiceService
+	// Files are the volumes that the guest keeps in its memory; an agent without
+	// them answers Unimplemented.
+	Files   agentpb.FilesService
 	vm      hypervisor.VM
 	rpc     *ttrpc.Client
 	streams bool
@@ -61,6 +64,7 @@ func Connect(ctx context.Context, vm hypervisor.VM) (*Client, error) {
 	c := &Client{vm: vm, streams: dialled}
 	c.rpc = ttrpc.NewClient(conn)
 	c.AgentServiceService = agentpb.NewAgentServiceClient(c.rpc)
+	c.Files = agentpb.NewFilesClient(c.rpc)
 	if !dialled {
 		if err := c.askFeatures(ctx); err != nil {
 			c.rpc.Close()

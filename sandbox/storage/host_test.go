@@ -5,6 +5,7 @@ package storage
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -55,7 +56,7 @@ func (h *host) tmpfs(dir, file string) {
 
 func (h *host) share() *Share {
 	h.t.Helper()
-	s, err := NewShare(filepath.Join(h.t.TempDir(), "shared"), h.ns)
+	s, err := NewShare(filepath.Join(h.t.TempDir(), "shared"), h.ns, slog.Default())
 	must(h.t, err)
 	h.t.Cleanup(func() {
 		if err := s.Close(); err != nil {

@@ -9,8 +9,10 @@
 package storage
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -19,12 +21,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/protocols"
+	"github.com/kata-v2/kata/protocols/agentpb"
 )
 
 // Share is a host directory that the guest sees at protocols.GuestSharedDir.
 type Share struct {
 	dir      string
 	host     hostMounts
+	synced   *synced
 	mounting sync.WaitGroup // Rootfs and Bind under way; Add only while mu is held and closed is false
 
 	mu       sync.Mutex
@@ -35,7 +39,7 @@ type Share struct {
 
 // NewShare makes dir and turns it into a shared mount of its own. host is the
 // mount namespace that the sources of later mounts are in, nil for this process's.
-func NewShare(dir string, host *os.File) (*Share, error) {
+func NewShare(dir string, host *os.File, log *slog.Logger) (*Share, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("share: %w", err)
 	}
@@ -48,7 +52,9 @@ func NewShare(dir string, host *os.File) (*Share, error) {
 		os.Remove(dir)
 		return nil, fmt.Errorf("share: make %s shared: %w", dir, err)
 	}
-	return &Share{dir: dir, host: hostMounts{ns: host}, entries: map[string][]string{}, removing: map[string]chan struct{}{}}, nil
+	s := &Share{dir: dir, host: hostMounts{ns: host}, entries: map[string][]string{}, removing: map[string]chan struct{}{}}
+	s.synced = newSynced(&s.host, log)
+	return s, nil
 }
 
 // Dir is the host directory to share.
@@ -77,6 +83,31 @@ func (s *Share) Rootfs(container string, mounts []Mount, bundleRootfs string) (s
 	}
 	return filepath.Join(protocols.GuestSharedDir, rel), nil
 }
+
+// Sync makes a small read-only volume, or file, of the host one of a container's
+// and returns its path in the guest, where Push copies it. ErrNotSynced, in the
+// error, says that it does not fit; it may be bound instead.
+func (s *Share) Sync(container, source string) (string, error) {
+	if err := s.begin(); err != nil {
+		return "", err
+	}
+	defer s.mounting.Done()
+	return s.synced.add(container, source)
+}
+
+// Push copies the container's volumes that were made by Sync into the guest, and
+// keeps them up to date from then on. For a guest that knows no such volumes the
+// error is errdefs' NotImplemented; Unsync and Bind are the way then.
+func (s *Share) Push(ctx context.Context, container string, guest agentpb.FilesService) error {
+	if err := s.begin(); err != nil {
+		return err
+	}
+	defer s.mounting.Done()
+	return s.synced.push(ctx, container, guest)
+}
+
+// Unsync gives the container's volumes that were made by Sync back.
+func (s *Share) Unsync(container string) { s.synced.remove(container) }
 
 // BindOptions say how a host file or directory appears in the share.
 type BindOptions struct {
@@ -175,6 +206,7 @@ func (s *Share) Remove(container string) error {
 		s.mu.Unlock()
 		close(done)
 	}()
+	s.Unsync(container)
 	var errs []error
 	for i := len(targets) - 1; i >= 0; i-- {
 		if err := unix.Unmount(targets[i], unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
@@ -199,6 +231,7 @@ func (s *Share) Close() error {
 	s.closed = true
 	s.mu.Unlock()
 	s.mounting.Wait()
+	s.synced.close()
 	s.host.close()
 	s.mu.Lock()
 	var ids []string

@@ -5,6 +5,7 @@ package storage
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -45,7 +46,7 @@ func read(t *testing.T, path string) string {
 func newShare(t *testing.T) *Share {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "shared")
-	s, err := NewShare(dir, nil)
+	s, err := NewShare(dir, nil, slog.Default())
 	must(t, err)
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
@@ -333,7 +334,7 @@ func TestRemoveTakesOneContainerOnly(t *testing.T) {
 }
 
 func TestClosedShareTakesNothing(t *testing.T) {
-	s, err := NewShare(filepath.Join(t.TempDir(), "shared"), nil)
+	s, err := NewShare(filepath.Join(t.TempDir(), "shared"), nil, slog.Default())
 	must(t, err)
 	dir := t.TempDir()
 	_, err = s.Rootfs("c1", nil, dir)
@@ -395,7 +396,7 @@ func TestReadOnlyForThePeers(t *testing.T) {
 // callers find it gone.
 func TestRemoveAndCloseAtOnce(t *testing.T) {
 	for range 30 {
-		s, err := NewShare(filepath.Join(t.TempDir(), "shared"), nil)
+		s, err := NewShare(filepath.Join(t.TempDir(), "shared"), nil, slog.Default())
 		must(t, err)
 		_, err = s.Rootfs("c1", nil, t.TempDir())
 		must(t, err)

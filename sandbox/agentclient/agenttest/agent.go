@@ -33,6 +33,8 @@ type Agent struct {
 	NoReady bool
 	// NoStreams is an agent without stdio streams: its processes' stdio is polled.
 	NoStreams bool
+	// NoFiles is an agent without the service kata.Files.
+	NoFiles bool
 	// Before, when set, runs before every call, by its name ("StartContainer"): an
 	// error is the call's, and it may wait as long as ctx lives.
 	Before func(ctx context.Context, call string) error
@@ -51,6 +53,8 @@ type Agent struct {
 	requests   map[string]proto.Message // guarded by mu
 	containers map[string]*container    // guarded by mu
 	lastPID    uint32                   // guarded by mu
+	files      map[string]string        // guarded by mu; of synced volumes: volume/path → content
+	synced     chan struct{}            // guarded by mu; closed and replaced by each Sync
 	streams    streams
 }
 
@@ -58,7 +62,8 @@ type Agent struct {
 // lost connection: machines end at any time here.
 func New() *Agent {
 	_ = log.SetLevel("panic")
-	return &Agent{Programs: map[string]Program{}, requests: map[string]proto.Message{}, containers: map[string]*container{}}
+	return &Agent{Programs: map[string]Program{}, requests: map[string]proto.Message{}, containers: map[string]*container{},
+		files: map[string]string{}, synced: make(chan struct{})}
 }
 
 // Calls lists the calls so far, in order: the name, and the container's and
@@ -120,6 +125,9 @@ func (a *Agent) serve(g *hypervisortest.Guest) error {
 		return err
 	}
 	agentpb.RegisterAgentServiceService(server, a)
+	if !a.NoFiles {
+		agentpb.RegisterFilesService(server, a)
+	}
 	if err := g.Boot(); err != nil {
 		return err
 	}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/kata-v2/kata/sandbox/storage"
+)
+
+// syncedPlugins are the volume plugins of Kubernetes that write small files and
+// replace them all at once (kubelet, pkg/volume/*: the plugins' names in paths).
+var syncedPlugins = []string{"kubernetes.io~configmap", "kubernetes.io~secret", "kubernetes.io~projected", "kubernetes.io~downward-api"}
+
+// syncedTargets are files that an engine writes for a container, whatever their source.
+var syncedTargets = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
+
+// isSynced tells by source, destination and options whether a bind mount is one
+// that the guest gets a copy of.
+func isSynced(m specs.Mount) bool {
+	return readOnly(m.Options) && (slices.Contains(syncedTargets, filepath.Clean(m.Destination)) ||
+		slices.Contains(syncedPlugins, volumePlugin(m.Source)))
+}
+
+// volumePlugin is the volume plugin of Kubernetes that a path below kubelet's
+// directory belongs to, "" for another path: pods/<uid>/volumes/<plugin>/<volume>.
+func volumePlugin(source string) string {
+	dir, _ := filepath.Split(filepath.Clean(source))
+	dir, plugin := filepath.Split(filepath.Clean(dir))
+	if !strings.Contains(plugin, "~") || filepath.Base(dir) != "volumes" {
+		return ""
+	}
+	return plugin
+}
+
+// subPathOf is the volume that a subPath mount of Kubernetes shows a part of, ""
+// for another source: kubelet binds the part at pods/<uid>/volume-subpaths/<volume>/<container>/<index>.
+// plugins are where the volume may be.
+func subPathOf(source string) (plugins, volume string) {
+	parts := strings.Split(filepath.Clean(source), "/")
+	n := len(parts)
+	if n < 5 || parts[n-4] != "volume-subpaths" {
+		return "", ""
+	}
+	return strings.Join(parts[:n-4], "/") + "/volumes", parts[n-3]
+}
+
+// isSyncedSubPath tells whether a mount is a file of a volume that is synced,
+// which kubelet never updates.
+func isSyncedSubPath(m specs.Mount) bool {
+	dir, volume := subPathOf(m.Source)
+	if volume == "" || !readOnly(m.Options) {
+		return false
+	}
+	return slices.ContainsFunc(syncedPlugins, func(plugin string) bool {
+		_, err := os.Lstat(filepath.Join(dir, plugin, volume))
+		return err == nil
+	})
+}
+
+// syncVolumes finds the container's volumes that the guest gets copies of, and so
+// what is left for the share. It comes before the machine, which may do without one.
+func (c *Container) syncVolumes(share *storage.Share) error {
+	c.sources = map[int]string{}
+	for i, m := range c.spec.Mounts {
+		plan := planMount(m)
+		if plan == mountShared && isSyncedSubPath(m) {
+			plan = mountSynced
+		}
+		if plan == mountSynced {
+			path, err := share.Sync(c.id, m.Source)
+			if err == nil {
+				c.sources[i], c.synced = path, append(c.synced, i)
+				continue
+			}
+			if !errors.Is(err, storage.ErrNotSynced) {
+				return mountError(i, m, err)
+			}
+			c.s.o.Log.Info("volume shared", "container", c.id, "destination", m.Destination, "reason", err)
+			plan = mountShared
+		}
+		if plan == mountShared {
+			c.shared = append(c.shared, i)
+		}
+	}
+	return nil
+}
+
+// shareVolumes makes what is not synced appear in the share.
+func (c *Container) shareVolumes(share *storage.Share) error {
+	for _, i := range c.shared {
+		m := c.spec.Mounts[i]
+		path, err := share.Bind(c.id, i, m.Source, bindOptions(m))
+		if err != nil {
+			return mountError(i, m, err)
+		}
+		c.sources[i] = path
+	}
+	return nil
+}
+
+func mountError(i int, m specs.Mount, err error) error {
+	return fmt.Errorf("mounts[%d] (%s): %w: %w", i, m.Destination, err, errdefs.ErrInvalidArgument)
+}
+
+// pushVolumes copies the synced volumes into the guest. For one that knows no
+// such volumes they are shared; spec, the guest's, names their new places then.
+func (c *Container) pushVolumes(ctx context.Context, share *storage.Share, spec *specs.Spec) error {
+	if len(c.synced) == 0 {
+		return nil
+	}
+	m, err := c.s.running()
+	if err != nil {
+		return err
+	}
+	err = m.agent.Err(share.Push(ctx, c.id, m.agent.Files))
+	if !errdefs.IsNotImplemented(err) {
+		return err
+	}
+	share.Unsync(c.id)
+	synced := c.synced
+	c.synced, c.shared = nil, synced
+	if err := c.shareVolumes(share); err != nil {
+		return err
+	}
+	for _, i := range synced {
+		spec.Mounts[i].Source = c.sources[i]
+	}
+	return nil
+}
