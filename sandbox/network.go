@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/kata-v2/kata/hypervisor"
+	"github.com/kata-v2/kata/hypervisor/qemu"
 	"github.com/kata-v2/kata/internal/config"
 	"github.com/kata-v2/kata/sandbox/network"
 )
@@ -36,7 +37,7 @@ func (s *Sandbox) connectNetwork(ctx context.Context, m *machine, vc *hypervisor
 	if vc.NICs, err = n.NICs(); err != nil {
 		return err
 	}
-	if s.o.Config.Runtime.InternetworkingModel != string(network.None) {
+	if s.o.Config.Runtime.InternetworkingModel != string(network.None) && s.o.Config.QEMU.MachineType != qemu.MicroVM {
 		vc.HotplugPorts = hotplugPorts
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/kata-v2/kata/hypervisor"
+	"github.com/kata-v2/kata/hypervisor/qemu"
 	"github.com/kata-v2/kata/internal/config"
 	"github.com/kata-v2/kata/protocols"
 )
@@ -31,6 +32,9 @@ func VMMUser(key string) uint32 {
 // function; shares, paths and callbacks of the run are added by the caller.
 func planVM(c *config.Config, id, key, netns string, hostCPUs int) hypervisor.Config {
 	boot, most := c.QEMU.CPUs(hostCPUs)
+	if c.QEMU.MachineType == qemu.MicroVM {
+		most = boot // what cannot grow needs no room to
+	}
 	vc := hypervisor.Config{
 		ID:           id,
 		Kernel:       c.QEMU.Kernel,

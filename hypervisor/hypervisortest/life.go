@@ -22,8 +22,11 @@ import (
 // life is one machine from its start to its orderly end.
 func (s *suite) life() {
 	c := s.config("life")
-	c.NICs, c.HotplugPorts = []hypervisor.NIC{s.nic("fixed", 2)}, 1
-	c.MaxCPUs, c.MaxMemoryBytes, c.ReclaimFreed = c.CPUs+moreCPUs, c.MemoryBytes+moreMemory, true
+	c.NICs = []hypervisor.NIC{s.nic("fixed", 2)}
+	c.ReclaimFreed = true
+	if !s.NoHotplug {
+		c.HotplugPorts, c.MaxCPUs, c.MaxMemoryBytes = 1, c.CPUs+moreCPUs, c.MemoryBytes+moreMemory
+	}
 	vm := s.start(c)
 	early := wait("a dial made before the guest was up", func() error { return s.dialEcho(vm, 1) })
 	s.info(vm)
@@ -41,7 +44,9 @@ func (s *suite) life() {
 	s.dials(vm)
 	s.listens(vm)
 	s.plugging(vm)
-	s.resizing(vm, c)
+	if !s.NoHotplug {
+		s.resizing(vm, c)
+	}
 
 	waiting := s.load(vm)
 	s.stillWaiting(waiting)

@@ -117,6 +117,12 @@ func (s *suite) plugging(vm hypervisor.VM) {
 		return
 	}
 	s.must(p.UnplugNIC(s.context(), "none"))
+	if s.NoHotplug {
+		if _, err := p.PlugNIC(s.context(), s.nic("plug1", 1)); err == nil {
+			s.Error("a device was plugged into a machine that takes none")
+		}
+		return
+	}
 	place, err := p.PlugNIC(s.context(), s.nic("plug1", 1))
 	s.must(err)
 	if _, err := p.PlugNIC(s.context(), s.nic("plug22", 1)); err == nil {

@@ -24,11 +24,12 @@ var errStarted = errors.New("the caller does not want it")
 
 // startErrors checks every failure's form, and that nothing is left of it.
 func (s *suite) startErrors() {
-	for _, c := range []struct {
+	type failure struct {
 		name, phase string // phase is any when empty
 		change      func(*hypervisor.Config)
 		is          error
-	}{
+	}
+	failures := []failure{
 		{"no id", "config", func(c *hypervisor.Config) { c.ID = "" }, nil},
 		{"no CPU", "config", func(c *hypervisor.Config) { c.CPUs = 0 }, nil},
 		{"odd memory", "config", func(c *hypervisor.Config) { c.MemoryBytes = 1000 }, nil},
@@ -37,7 +38,13 @@ func (s *suite) startErrors() {
 		{"vsock", "vsock", func(c *hypervisor.Config) { c.Vsock = "pigeon" }, nil},
 		{"network", "exec", func(c *hypervisor.Config) { c.Network.Path = "/nonexistent/ns" }, os.ErrNotExist},
 		{"started", "", func(c *hypervisor.Config) { c.Started = s.refuse(c.Started) }, errStarted},
-	} {
+	}
+	if s.NoHotplug {
+		failures = append(failures,
+			failure{"ports", "config", func(c *hypervisor.Config) { c.HotplugPorts = 1 }, nil},
+			failure{"more CPUs", "config", func(c *hypervisor.Config) { c.MaxCPUs = c.CPUs + 1 }, nil})
+	}
+	for _, c := range failures {
 		s.Run(c.name, func(t *testing.T) {
 			sub := &suite{T: t, Harness: s.Harness}
 			before := snapshot(t)

@@ -39,6 +39,9 @@ type Harness struct {
 	// EarlyDriver says that the guest's vsock driver is up before its first process,
 	// as one that is built into the kernel is: a dial made before that is refused.
 	EarlyDriver bool
+	// NoHotplug says that the machine takes nothing while it runs: it refuses
+	// Config.HotplugPorts and MaxCPUs, and says why.
+	NoHotplug bool
 	// Accelerator is what Info must name.
 	Accelerator string
 	// Timeout bounds every step, a boot included.

@@ -55,7 +55,7 @@ func (f *fds) close() {
 // pure input, so that golden tests cover every form of it.
 type layout struct {
 	Accelerator string // KVM or TCG
-	Machine     string // machine type, "q35"
+	Machine     string // machine type, Q35 or MicroVM
 	Firmware    string // path of the firmware, empty for QEMU's own
 	CPUModel    string // overrides the accelerator's default when set
 	KernelFD    int
@@ -98,7 +98,7 @@ func arguments(c hypervisor.Config, l layout) []string {
 	a := []string{
 		"-name", "sandbox-" + c.ID + ",debug-threads=on",
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-vga", "none",
-		"-machine", l.Machine + ",memory-backend=mem,graphics=off,sata=off,smbus=off,hpet=off,vmport=off",
+		"-machine", machineOptions(l),
 		"-accel", accel,
 		"-cpu", cpu,
 		"-smp", fmt.Sprintf("%d,maxcpus=%d", c.CPUs, max(c.CPUs, c.MaxCPUs)),
@@ -112,16 +112,17 @@ func arguments(c hypervisor.Config, l layout) []string {
 	if l.Firmware != "" {
 		a = append(a, "-bios", l.Firmware)
 	}
+	a = append(a, machineArguments(l)...)
 	a = append(a, vsockArguments(l)...)
 	for i, s := range c.Shares {
 		a = append(a, "-chardev", fmt.Sprintf("socket,id=fs%d,fd=%d", i, l.ShareFDs[i]))
 		if c.Restore == nil { // a machine that has one takes no saved state
-			a = append(a, "-device", fmt.Sprintf("vhost-user-fs-pci,chardev=fs%d,tag=%s,queue-size=%d", i, s.Tag, shareQueue))
+			a = append(a, "-device", fmt.Sprintf("%s,chardev=fs%d,tag=%s,queue-size=%d", l.device("vhost-user-fs"), i, s.Tag, shareQueue))
 		}
 	}
-	a = append(a, memoryArguments(c)...)
+	a = append(a, memoryArguments(c, l)...)
 	for i, n := range c.NICs {
-		a = append(a, nicArguments(n, l.NICs[i], i)...)
+		a = append(a, nicArguments(n, l, i)...)
 	}
 	a = append(a, portArguments(ports(c)+sharePorts(c))...)
 	for i, d := range c.Disks {
@@ -177,11 +178,11 @@ func vsockArguments(l layout) []string {
 		}
 	}
 	if l.Vsock == hypervisor.VsockVhost {
-		return []string{"-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d,vhostfd=%d", l.CID, l.VsockFD)}
+		return []string{"-device", fmt.Sprintf("%s,guest-cid=%d,vhostfd=%d", l.device("vhost-vsock"), l.CID, l.VsockFD)}
 	}
 	return []string{
 		"-chardev", fmt.Sprintf("socket,id=vsock,fd=%d", l.VsockFD),
-		"-device", "vhost-user-vsock-pci,chardev=vsock",
+		"-device", l.device("vhost-user-vsock") + ",chardev=vsock",
 	}
 }
 
@@ -191,8 +192,9 @@ func kernelCommandLine(c hypervisor.Config, l layout) string {
 	p := []string{
 		"console=ttyS0", "quiet", "panic=-1", "reboot=t", "tsc=reliable", "no_timer_check",
 		"rcupdate.rcu_expedited=1", "random.trust_cpu=on", "cryptomgr.notests", "cgroup_no_v1=all",
-		"i8042.noaux", "i8042.nopnp", "net.ifnames=0", "pci=lastbus=0",
+		"i8042.noaux", "i8042.nopnp", "net.ifnames=0",
 	}
+	p = append(p, machineParams(l)...)
 	p = append(p, memoryParams(c)...)
 	p = append(p, c.KernelParams...)
 	if c.ReadyParam != "" && l.ReadyPort != 0 {

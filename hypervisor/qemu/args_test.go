@@ -4,6 +4,7 @@ package qemu
 
 import (
 	"flag"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,12 +37,23 @@ func TestArguments(t *testing.T) {
 	}
 	withDisks := fixed
 	withDisks.Disks = []diskFDs{{parts: []int{10, 11, 12}, descriptor: 14}, {parts: []int{13}}}
+	micro := fixed
+	micro.Machine, micro.ShareFDs = MicroVM, []int{3, 4}
+	micro.NICs = []nicFDs{{taps: []int{10, 11}}}
+	microKVM := kvm
+	microKVM.Machine = MicroVM
+	small := shared
+	small.MaxCPUs = 1
+	small.NICs = []hypervisor.NIC{{ID: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}}
 	withShares := fixed
 	withShares.ShareFDs = []int{3, 4}
 	for name, c := range map[string]struct {
 		c hypervisor.Config
 		l layout
-	}{"tcg": {base, fixed}, "kvm-vhost": {base, kvm}, "shares": {shared, withShares}, "sizes": {sized, fixed}, "disks": {disks, withDisks}} {
+	}{
+		"tcg": {base, fixed}, "kvm-vhost": {base, kvm}, "shares": {shared, withShares}, "sizes": {sized, fixed}, "disks": {disks, withDisks},
+		"microvm": {small, micro}, "microvm-kvm": {base, microKVM},
+	} {
 		t.Run(name, func(t *testing.T) {
 			got := strings.Join(arguments(c.c, c.l), "\n") + "\n"
 			golden := filepath.Join("testdata", name+".args")
@@ -58,5 +70,22 @@ func TestArguments(t *testing.T) {
 				t.Errorf("arguments differ from %s (go test -update rewrites it):\n%s", golden, got)
 			}
 		})
+	}
+}
+
+func TestMicroVMRefusesWhatItHasNot(t *testing.T) {
+	for want, c := range map[string]hypervisor.Config{
+		"HotplugPorts is 1": {HotplugPorts: 1},
+		"MaxCPUs is 2":      {CPUs: 1, MaxCPUs: 2},
+		"MaxMemoryBytes is": {CPUs: 1, MaxCPUs: 1, MemoryBytes: 256 << 20, MaxMemoryBytes: 512 << 20},
+		"1 disks":           {CPUs: 1, Disks: make([]hypervisor.Disk, 1)},
+		"room for 8":        {CPUs: 1, ReclaimFreed: true, Shares: make([]hypervisor.Share, 3), NICs: make([]hypervisor.NIC, 4)},
+	} {
+		if err := checkMachine(&c, MicroVM); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v; want %q", err, want)
+		}
+		if err := checkMachine(&c, Q35); err != nil {
+			t.Errorf("q35: %v", err)
+		}
 	}
 }

@@ -20,13 +20,24 @@ func TestConformance(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots machines")
 	}
+	machines := []string{Q35}
+	if guestimage.BuiltIn(t) {
+		machines = append(machines, MicroVM) // the distribution's kernel finds no device there
+	}
+	for _, machine := range machines {
+		t.Run(machine, func(t *testing.T) { conformance(t, machine) })
+	}
+}
+
+func conformance(t *testing.T, machine string) {
 	hypervisortest.Run(t, hypervisortest.Harness{
-		Hypervisor: New(Options{Path: "/usr/bin/qemu-system-x86_64", Accelerator: TCG}),
+		Hypervisor: New(Options{Path: "/usr/bin/qemu-system-x86_64", Accelerator: TCG, Machine: machine}),
 		Machine: hypervisor.Config{
 			Kernel: guestimage.Kernel(t), Initrd: guestimage.Initrd(t), CPUs: 1, MemoryBytes: 128 << 20,
 			Vsock: hypervisor.VsockVhostUser, UID: testUser, GID: testUser,
 		},
 		EarlyDriver: guestimage.BuiltIn(t),
+		NoHotplug:   machine == MicroVM,
 		Accelerator: TCG,
 		Timeout:     60 * time.Second,
 	})

@@ -41,14 +41,14 @@ func maxMemory(c hypervisor.Config) string {
 // memoryArguments are the devices by which memory comes and goes. The back-end is
 // a file like that of the memory at boot, so that daemons see it; what the guest
 // does not have takes nothing.
-func memoryArguments(c hypervisor.Config) (a []string) {
+func memoryArguments(c hypervisor.Config, l layout) (a []string) {
 	if n := room(c); n > 0 {
 		a = append(a,
 			"-object", fmt.Sprintf("memory-backend-memfd,id=mem1,size=%dM,share=on", n>>20),
 			"-device", fmt.Sprintf("virtio-mem-pci,id=%s,memdev=mem1,requested-size=0,block-size=%dM", vmemID, hypervisor.MemoryBlock>>20))
 	}
 	if c.ReclaimFreed {
-		a = append(a, "-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on")
+		a = append(a, "-device", l.device("virtio-balloon")+",id=balloon,free-page-reporting=on")
 	}
 	return a
 }

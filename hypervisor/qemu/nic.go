@@ -105,14 +105,21 @@ func checkNIC(n hypervisor.NIC) error {
 }
 
 // nicArguments are a NIC's part of the command line.
-func nicArguments(n hypervisor.NIC, l nicFDs, i int) []string {
-	netdev := "tap,id=" + netdevID(n.ID) + ",fds=" + join(l.taps)
-	if len(l.vhost) > 0 {
-		netdev += ",vhost=on,vhostfds=" + join(l.vhost)
+func nicArguments(n hypervisor.NIC, l layout, i int) []string {
+	fds := l.NICs[i]
+	netdev := "tap,id=" + netdevID(n.ID) + ",fds=" + join(fds.taps)
+	if len(fds.vhost) > 0 {
+		netdev += ",vhost=on,vhostfds=" + join(fds.vhost)
 	}
-	device := fmt.Sprintf("virtio-net-pci,id=%s,netdev=%s,mac=%s,addr=%#x,romfile=,disable-legacy=on", n.ID, netdevID(n.ID), n.MAC, firstNICSlot+i)
-	if q := len(l.taps); q > 1 {
-		device += ",mq=on,vectors=" + strconv.Itoa(vectors(q))
+	device := fmt.Sprintf("%s,id=%s,netdev=%s,mac=%s", l.device("virtio-net"), n.ID, netdevID(n.ID), n.MAC)
+	if l.Machine != MicroVM { // there a device has neither a place nor more than one interrupt
+		device += fmt.Sprintf(",addr=%#x,romfile=,disable-legacy=on", firstNICSlot+i)
+	}
+	if q := len(fds.taps); q > 1 {
+		device += ",mq=on"
+		if l.Machine != MicroVM {
+			device += ",vectors=" + strconv.Itoa(vectors(q))
+		}
 	}
 	return []string{"-netdev", netdev, "-device", device}
 }

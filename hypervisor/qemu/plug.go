@@ -50,6 +50,9 @@ func (p *plugs) take(id string) (int, error) {
 			return i, nil
 		}
 	}
+	if len(p.ports) == 0 {
+		return 0, errors.New("the machine was started without a port for devices that are plugged in later; machine type microvm never has one, q35 has as many as HotplugPorts says")
+	}
 	return 0, fmt.Errorf("all %d ports for devices that are plugged into a running machine are in use", len(p.ports))
 }
 

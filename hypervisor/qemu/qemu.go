@@ -41,7 +41,7 @@ type Options struct {
 	Path string
 	// Accelerator is KVM or TCG; "auto" is resolved by the caller.
 	Accelerator string
-	// Machine type; "q35" when empty.
+	// Machine type, Q35 or MicroVM; Q35 when empty.
 	Machine string
 	// Firmware path; empty picks qboot where it is installed.
 	Firmware string
@@ -56,7 +56,7 @@ type Options struct {
 // New returns a backend.
 func New(o Options) *Hypervisor {
 	if o.Machine == "" {
-		o.Machine = "q35"
+		o.Machine = Q35
 	}
 	if o.Firmware == "" {
 		for _, f := range firmwares {
@@ -139,6 +139,9 @@ func (s *start) config(context.Context) error {
 		return fmt.Errorf("MemoryBytes is %d: must be a multiple of 1 MiB and at least 64 MiB", c.MemoryBytes)
 	case o.Accelerator != KVM && o.Accelerator != TCG:
 		return fmt.Errorf("accelerator is %q: must be %q or %q", o.Accelerator, KVM, TCG)
+	}
+	if err := checkMachine(c, o.Machine); err != nil {
+		return err
 	}
 	if err := checkNICs(c.NICs); err != nil {
 		return err
@@ -274,7 +277,11 @@ func (s *start) qmp(ctx context.Context) error {
 		PID: s.vm.pid, Accelerator: s.l.Accelerator, Vsock: s.l.Vsock, ConsoleTail: s.vm.console.String,
 	}
 	for i := range s.c.NICs {
-		s.vm.info.NICs = append(s.vm.info.NICs, fmt.Sprintf("%02x", firstNICSlot+i))
+		place := fmt.Sprintf("%02x", firstNICSlot+i)
+		if s.l.Machine == MicroVM {
+			place = "" // the guest finds it by its hardware address
+		}
+		s.vm.info.NICs = append(s.vm.info.NICs, place)
 	}
 	for i := range s.c.Disks {
 		s.vm.info.Disks = append(s.vm.info.Disks, portPlace(i))
