@@ -32,6 +32,7 @@ import (
 	"github.com/kata-v2/kata/guest-agent/storage"
 	"github.com/kata-v2/kata/guest-agent/streams"
 	"github.com/kata-v2/kata/guest-agent/vsocket"
+	"github.com/kata-v2/kata/internal/channel"
 	"github.com/kata-v2/kata/internal/guestsched"
 	"github.com/kata-v2/kata/protocols"
 )
@@ -221,9 +222,7 @@ func (a *agent) makeGroups(ctx context.Context) (*cgroups.Manager, error) {
 func (a *agent) ready(ctx context.Context, failed chan<- error) {
 	if a.serial != nil {
 		a.settle(ctx)
-		if err := a.serial.Open(ctx, a.finder, a.params.Channel, identity.Assume); err != nil {
-			failed <- err
-		}
+		a.openChannel(ctx, failed)
 		return
 	}
 	if a.params.ReadyPort != 0 {
@@ -236,6 +235,22 @@ func (a *agent) ready(ctx context.Context, failed chan<- error) {
 	}
 	a.phase("t_ready")
 	a.settle(ctx)
+}
+
+// openChannel waits for the host, in the machine that is saved and in each that
+// is restored from it.
+func (a *agent) openChannel(ctx context.Context, failed chan<- error) {
+	var took time.Duration
+	err := a.serial.Open(ctx, a.finder, a.params.Channel, func(h channel.Hello) error {
+		begin := time.Now()
+		defer func() { took = time.Since(begin) }()
+		return identity.Assume(h)
+	})
+	if err != nil {
+		failed <- err
+		return
+	}
+	a.log.Info("identity assumed", agentlog.KeyDuration, float64(took.Microseconds())/1000)
 }
 
 // settle does what the first container will most likely need.

@@ -92,6 +92,7 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 func (s *Sandbox) startVMM(ctx context.Context, m *machine, share *storage.Share, vc hypervisor.Config, noShare bool) (hypervisor.VM, error) {
 	var again hypervisor.Config // in case of a second start
 	if s.o.Config.Factory.EnableTemplate {
+		vc.HotplugPorts -= len(vc.Disks) // as many in all machines, which then have one template
 		var err error
 		if again, err = vc.Dup(); err != nil {
 			vc.CloseDevices()

@@ -37,9 +37,7 @@ func (s *Sandbox) connectNetwork(ctx context.Context, m *machine, vc *hypervisor
 	if vc.NICs, err = n.NICs(); err != nil {
 		return err
 	}
-	if s.o.Config.Runtime.InternetworkingModel != string(network.None) && s.o.Config.QEMU.MachineType != qemu.MicroVM {
-		vc.HotplugPorts = hotplugPorts
-	}
+	vc.HotplugPorts = hotplugPortsOf(s.o.Config)
 	return nil
 }
 
@@ -52,6 +50,17 @@ func queues(q *config.QEMU, cpus int) int {
 		return q.NetworkQueues
 	}
 	return min(cpus, maxQueues)
+}
+
+// hotplugPortsOf is how many devices of all kinds a running machine can get.
+func hotplugPortsOf(c *config.Config) int {
+	if c.QEMU.MachineType == qemu.MicroVM {
+		return 0
+	}
+	if c.Runtime.InternetworkingModel == string(network.None) {
+		return diskPorts
+	}
+	return hotplugPorts + diskPorts
 }
 
 // hotplugPorts is how many network devices a running machine can get.

@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"path/filepath"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/hypervisor/qemu"
 	"github.com/kata-v2/kata/images"
@@ -45,19 +47,49 @@ func (h *configuredQEMU) Start(ctx context.Context, vc hypervisor.Config) (hyper
 		}
 		return nil, &hypervisor.StartError{Phase: "config", Err: err}
 	}
-	if !h.c.Factory.EnableTemplate {
+	if !h.c.Factory.EnableTemplate || h.c.QEMU.MachineType == qemu.MicroVM { // it takes no device after its boot
 		return b.Start(ctx, vc)
 	}
+	if err := h.withTemplates(b); err != nil {
+		h.log.Warn("templates are of no use here, booting instead", "error", err)
+		return b.Start(ctx, vc)
+	}
+	return h.clones.Start(ctx, vc)
+}
+
+// withTemplates sets h.clones.
+func (h *configuredQEMU) withTemplates(b *qemu.Hypervisor) error {
 	if h.clones == nil {
 		key, err := h.templateKey()
 		if err != nil {
-			h.log.Warn("templates are of no use here, booting instead", "error", err)
-			return b.Start(ctx, vc)
+			return err
 		}
-		h.clones = &template.Hypervisor{Store: &template.Store{Dir: h.c.Factory.TemplatePath}, Key: key, Log: h.log}
+		h.clones = &template.Hypervisor{Store: Templates(h.c), Key: key, Log: h.log}
 	}
 	h.clones.Base = b
-	return h.clones.Start(ctx, vc)
+	return nil
+}
+
+// Templates are those of a configuration.
+func Templates(c *config.Config) *template.Store { return &template.Store{Dir: c.Factory.TemplatePath} }
+
+// MakeTemplate makes the template from which pods of a configuration start,
+// unless it is there, and returns its digest.
+func MakeTemplate(ctx context.Context, c *config.Config, hostCPUs int, log *slog.Logger) (string, error) {
+	if c.QEMU.MachineType == qemu.MicroVM {
+		return "", fmt.Errorf("hypervisor.qemu.machine_type is %q: templates need q35: %w", c.QEMU.MachineType, errdefs.ErrInvalidArgument)
+	}
+	h := &configuredQEMU{c: c, log: log}
+	vc := planVM(c, "template", "template", "", hostCPUs)
+	vc.HotplugPorts = hotplugPortsOf(c)
+	b, err := h.backend(ctx, &vc)
+	if err != nil {
+		return "", err
+	}
+	if err := h.withTemplates(b); err != nil {
+		return "", err
+	}
+	return h.clones.Make(ctx, vc)
 }
 
 // templateKey is what a template depends on beside the machine's configuration.

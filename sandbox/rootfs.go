@@ -83,7 +83,6 @@ func (m *machine) needsShare(disks *storage.RootDisks, c *Container) error {
 
 // bootDisks adds the first container's disks to the machine.
 func (s *Sandbox) bootDisks(vc *hypervisor.Config, f first) {
-	vc.HotplugPorts += diskPorts
 	if f.disks != nil {
 		vc.Disks = s.disks.Boot(f.container, f.disks.Sources())
 	}

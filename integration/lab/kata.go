@@ -3,9 +3,11 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sort"
 	"strings"
@@ -24,8 +26,29 @@ type Kata struct {
 	Set map[string]string
 }
 
-// EnvTemplate, when set, has the pods of every lab start as clones where they can.
+// EnvTemplate, when set, names a directory of templates, from which the pods of
+// every lab then start. A lab makes the one that its pods need.
 const EnvTemplate = "KATA_LAB_TEMPLATE"
+
+// makeTemplate makes the template of the lab's configuration, for EnvTemplate.
+func (c *Containerd) makeTemplate(ctx context.Context) error {
+	if os.Getenv(EnvTemplate) == "" || c.opts.ShimDir == "" || c.opts.Kata == nil {
+		return nil
+	}
+	if out, err := c.KataCtl(ctx, "template", "init"); err != nil {
+		return fmt.Errorf("lab: make a template: %w: %s", err, out)
+	}
+	return nil
+}
+
+// KataCtl runs kata-ctl, from beside the shim, with the lab's configuration and
+// returns what it prints.
+func (c *Containerd) KataCtl(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(c.opts.ShimDir, "kata-ctl"), append([]string{"--config", c.ConfigFile()}, args...)...)
+	cmd.Env = append(os.Environ(), rootEnv+"="+c.Root)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
 
 // TemplatesDir is where the shims of this lab keep their templates.
 func (c *Containerd) TemplatesDir() string { return filepath.Join(c.Root, "templates") }
@@ -58,8 +81,9 @@ func (k Kata) toml(pods string) string {
 		// as long as on a machine that pods are meant for.
 		"agent.kata.launch_process_timeout": "60",
 	}
-	if os.Getenv(EnvTemplate) != "" {
+	if dir := os.Getenv(EnvTemplate); dir != "" {
 		values["factory.enable_template"] = "true"
+		values["factory.template_path"] = quote(dir)
 	}
 	for key, v := range k.Set {
 		values[key] = v

@@ -80,7 +80,11 @@ func Start(ctx context.Context, o Options) (*Containerd, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.startDaemon(ctx); err != nil {
+	err = c.makeTemplate(ctx)
+	if err == nil {
+		err = c.startDaemon(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(err, c.Stop(context.WithoutCancel(ctx)))
 	}
 	return c, nil

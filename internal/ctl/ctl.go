@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package ctl is the logic of kata-ctl, the operator's command: check, env,
-// version, ps, gc, install and uninstall. It never talks to a live shim.
+// version, ps, gc, template, install and uninstall. It never talks to a live shim.
 package ctl
 
 import (
@@ -74,6 +74,7 @@ func newRoot(o *options) *cobra.Command {
 		command("version", "Show the version of this build", o, (*options).version),
 		command("ps", "List the pods of this host", o, (*options).ps),
 		command("gc", "Remove what pods left whose shim was killed", o, (*options).gc),
+		newTemplate(o),
 		newInstall(o),
 		newUninstall(o),
 	)

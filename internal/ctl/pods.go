@@ -4,6 +4,7 @@ package ctl
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -160,7 +161,7 @@ func (o *options) gc(ctx context.Context, w io.Writer) error {
 	} else {
 		printReaped(w, out)
 	}
-	return gcErr
+	return errors.Join(gcErr, o.collectTemplates(w))
 }
 
 func printReaped(w io.Writer, all []Reaped) {

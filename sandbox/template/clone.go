@@ -168,18 +168,18 @@ func (h *Hypervisor) Prepare(ctx context.Context) error {
 	if c == nil {
 		return nil
 	}
-	err := h.Make(ctx, *c)
+	_, err := h.Make(ctx, *c)
 	if errors.Is(err, ErrBusy) {
 		return nil
 	}
 	return err
 }
 
-// Make makes the template of a machine, unless it is there.
-func (h *Hypervisor) Make(ctx context.Context, c hypervisor.Config) error {
+// Make makes the template of a machine, unless it is there, and returns its digest.
+func (h *Hypervisor) Make(ctx context.Context, c hypervisor.Config) (string, error) {
 	k, err := h.key(c)
 	if err != nil {
-		return err
+		return "", err
 	}
 	ctx, cancel := context.WithTimeout(ctx, makeTimeout)
 	defer cancel()
@@ -190,7 +190,7 @@ func (h *Hypervisor) Make(ctx context.Context, c hypervisor.Config) error {
 	if err == nil {
 		h.Log.Info("template made", "template", k.Digest(), "t_make", time.Since(begin))
 	}
-	return err
+	return k.Digest(), err
 }
 
 // save boots a machine, waits until its agent has settled, and saves it.

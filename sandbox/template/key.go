@@ -16,6 +16,8 @@ import (
 type Fact struct {
 	Name  string `json:"name"`
 	Value string `json:"value"`
+	// File is the path when the fact is about a file.
+	File string `json:"file,omitempty"`
 }
 
 // Key is everything that a template depends on: two machines of the same key can
@@ -23,19 +25,43 @@ type Fact struct {
 type Key []Fact
 
 // Add notes a fact.
-func (k *Key) Add(name string, value any) { *k = append(*k, Fact{name, fmt.Sprint(value)}) }
+func (k *Key) Add(name string, value any) {
+	*k = append(*k, Fact{Name: name, Value: fmt.Sprint(value)})
+}
 
 // AddFile notes which file it is: one that is replaced or written is another.
 func (k *Key) AddFile(name, path string) error {
 	if path == "" {
 		return nil
 	}
+	value, err := fileValue(path)
+	if err != nil {
+		return err
+	}
+	*k = append(*k, Fact{Name: name, Value: value, File: path})
+	return nil
+}
+
+func fileValue(path string) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
-		return &os.PathError{Op: "stat", Path: path, Err: err}
+		return "", &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	k.Add(name, fmt.Sprintf("%s %d bytes, inode %d:%d, changed %d.%09d", path, st.Size, st.Dev, st.Ino, st.Ctim.Sec, st.Ctim.Nsec))
-	return nil
+	return fmt.Sprintf("%s %d bytes, inode %d:%d, changed %d.%09d", path, st.Size, st.Dev, st.Ino, st.Ctim.Sec, st.Ctim.Nsec), nil
+}
+
+// Stale tells whether a file of the key is not there any more as it was, so that
+// no machine of this key will start again.
+func (k Key) Stale() bool {
+	for _, f := range k {
+		if f.File == "" {
+			continue
+		}
+		if now, err := fileValue(f.File); err != nil || now != f.Value {
+			return true
+		}
+	}
+	return false
 }
 
 // AddCPU notes the host's CPU: model, features and microcode.

@@ -126,6 +126,10 @@ func (t *Template) Verify() error {
 // State opens the devices' state.
 func (t *Template) State() (*os.File, error) { return os.Open(filepath.Join(t.dir, stateFile)) }
 
+// Stale tells whether no machine can be started from it any more, because a file
+// that it was made of has changed.
+func (t *Template) Stale() bool { return t.Key.Stale() }
+
 // Users are the processes whose machines share the template's memory now.
 func (t *Template) Users() []int { return users(t.dir) }
 
@@ -283,9 +287,39 @@ func (s *Store) List() ([]string, error) {
 	return out, nil
 }
 
-// Remove removes a template and what a killed maker left of it. Machines that
+// Clear removes the templates for which which is true, and what killed makers
+// left of any. It returns the digests of those that are gone; one that is being
+// made stays, which is ErrBusy.
+func (s *Store) Clear(which func(digest string) bool) (removed []string, err error) {
+	digests, err := s.List()
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, d := range digests {
+		if !which(d) {
+			continue
+		}
+		if err := s.remove(d); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		removed = append(removed, d)
+	}
+	unfinished, err := filepath.Glob(filepath.Join(s.Dir, newPrefix+"*"))
+	errs = append(errs, err)
+	for _, dir := range unfinished {
+		d := strings.TrimPrefix(filepath.Base(dir), newPrefix)
+		if _, err := s.Open(d); errdefs.IsNotFound(err) {
+			errs = append(errs, s.remove(d))
+		}
+	}
+	return removed, errors.Join(errs...)
+}
+
+// remove removes a template and what a killed maker left of it. Machines that
 // run from it go on. One that is being made is ErrBusy.
-func (s *Store) Remove(digest string) error {
+func (s *Store) remove(digest string) error {
 	unlock, err := s.lock(digest, false)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
