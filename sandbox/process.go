@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/protocols/agentpb"
 	"github.com/kata-v2/kata/sandbox/agentclient"
@@ -44,6 +45,9 @@ type Process struct {
 	exit  Exit               // guarded by mu; valid once done is closed
 	stdio *agentclient.Stdio // guarded by mu; nil until the guest has the process
 	pid   uint32             // guarded by mu; its number in the guest, 0 if that is not known
+	// launching is set while the guest is asked to run an added process; killed,
+	// when somebody has killed it meanwhile.
+	launching, killed bool // guarded by mu
 }
 
 func newProcess(c *Container, id string, spec *specs.Process, wants agentclient.StdioWants) *Process {
@@ -147,12 +151,25 @@ func (p *Process) Signal(ctx context.Context, signal uint32, all bool) error {
 	if err != nil {
 		return err
 	}
+	// Noted before the guest is told: it may hear of the signal before the process.
+	killed := signal == uint32(unix.SIGKILL) && p.killLaunch()
 	req := &agentpb.SignalProcessRequest{ContainerId: p.c.id, ExecId: p.id, Signal: signal}
 	if all {
 		req.ExecId = "" // agent-protocol facts, part A: the whole container
 	}
 	_, err = m.agent.SignalProcess(ctx, req)
-	return m.agent.Err(err)
+	if err = m.agent.Err(err); killed && errdefs.IsNotFound(err) {
+		return nil // it will be killed as soon as it runs
+	}
+	return err
+}
+
+// killLaunch notes that an added process that is being launched is not wanted any more.
+func (p *Process) killLaunch() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.killed = p.killed || p.launching
+	return p.launching
 }
 
 // Resize sets the size of the process's terminal, in characters.
@@ -187,12 +204,20 @@ func (p *Process) startExec(ctx context.Context) error {
 		p.ended(neverRanStatus)
 		return err
 	}
-	if err := p.to(Running); err != nil {
+	if err := p.toLaunching(); err != nil {
 		return err
 	}
-	if err := p.launch(ctx, m); err != nil {
+	err = p.launch(ctx, m)
+	killed := p.launched()
+	switch {
+	case err != nil && killed:
+		p.ended(killedStatus)
+		return err
+	case err != nil:
 		p.ended(neverRanStatus)
 		return err
+	case killed:
+		p.killLate(ctx, m)
 	}
 	if !m.work(func() { p.wait(m) }) {
 		p.ended(killedStatus) // the machine has ended meanwhile
@@ -211,8 +236,47 @@ func (p *Process) launch(ctx context.Context, m *machine) error {
 	})
 	if err != nil {
 		stdio.Close()
+		if ctx.Err() != nil { // only this side has given up
+			m.work(func() { p.abandon(m) })
+		}
 		return m.agent.Err(err)
 	}
 	p.made(stdio, resp.GetPid())
 	return nil
+}
+
+// toLaunching makes the process Running, and a KILL from here on one of a launch.
+func (p *Process) toLaunching() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := checkTransition("process "+p.id, p.state, Running); err != nil {
+		return err
+	}
+	p.state, p.launching = Running, true
+	return nil
+}
+
+// launched ends what toLaunching began and tells whether the process was killed meanwhile.
+func (p *Process) launched() (killed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.launching = false
+	return p.killed
+}
+
+// killLate kills a process that was killed before the guest knew it.
+func (p *Process) killLate(ctx context.Context, m *machine) {
+	_, err := m.agent.SignalProcess(ctx, &agentpb.SignalProcessRequest{ContainerId: p.c.id, ExecId: p.id, Signal: uint32(unix.SIGKILL)})
+	if err = m.agent.Err(err); err != nil && !errdefs.IsNotFound(err) {
+		p.c.s.o.Log.Warn("kill a process that was killed before it ran", "container", p.c.id, "exec", p.id, "error", err)
+	}
+}
+
+// abandon ends, in the guest, a process whose launch was not waited for, and
+// takes its status, so that the guest forgets it. It ends with the process or the machine.
+func (p *Process) abandon(m *machine) {
+	_, err := m.agent.SignalProcess(m.ctx, &agentpb.SignalProcessRequest{ContainerId: p.c.id, ExecId: p.id, Signal: uint32(unix.SIGKILL)})
+	if err == nil {
+		_, _ = m.agent.WaitProcess(m.ctx, &agentpb.WaitProcessRequest{ContainerId: p.c.id, ExecId: p.id}) // an error: it never ran
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -216,7 +217,8 @@ func (c *Crun) call(ctx context.Context, j job, args []string) error {
 	if j.cgroup != nil {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(j.cgroup.Fd())
 	}
-	_, exit, err := c.reaper.Start(c.path, argv, attr)
+	began := time.Now()
+	pid, exit, err := c.reaper.Start(c.path, argv, attr)
 	if pidfd >= 0 {
 		defer unix.Close(pidfd)
 	}
@@ -227,9 +229,9 @@ func (c *Crun) call(ctx context.Context, j job, args []string) error {
 	select {
 	case st = <-exit:
 	case <-ctx.Done():
-		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+		doing := endTree(pid, pidfd)
 		<-exit
-		return fmt.Errorf("%s: OCI engine took too long: %w", j.what, context.Cause(ctx))
+		return fmt.Errorf("%s: OCI engine given up after %v (%s): %w", j.what, time.Since(began).Round(time.Millisecond), doing, context.Cause(ctx))
 	}
 	if st.Code == 0 {
 		return nil

@@ -62,11 +62,12 @@ type Container struct {
 	shut, end  context.CancelFunc
 
 	mu    sync.Mutex
-	state State               // guarded by mu
-	init  *Process            // set before the container is published
-	execs map[string]*Process // guarded by mu; nil value: being launched
-	nexec int                 // guarded by mu; makes file names
-	drain context.Context     // guarded by mu; set before life ends
+	state State                              // guarded by mu
+	init  *Process                           // set before the container is published
+	execs map[string]*Process                // guarded by mu; nil value: being launched
+	give  map[string]context.CancelCauseFunc // guarded by mu; gives up the launch of an exec
+	nexec int                                // guarded by mu; makes file names
+	drain context.Context                    // guarded by mu; set before life ends
 }
 
 // Init is the container's first process.
@@ -158,23 +159,31 @@ func (c *Container) Exec(ctx context.Context, execID string, p *agentpb.Process,
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.reserve(execID)
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	name, err := c.reserve(execID, giveUp)
 	if err != nil {
 		return nil, err
 	}
 	defer c.launches.Done()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stop := context.AfterFunc(c.open, cancel) // removal does not wait for a slow launch
+	stop := context.AfterFunc(c.open, func() { giveUp(nil) }) // removal does not wait for a slow launch
 	defer stop()
 	pr, err := c.execAs(ctx, execID, name, spec, ports)
 	if err != nil {
 		c.mu.Lock()
 		delete(c.execs, execID)
+		delete(c.give, execID)
 		c.mu.Unlock()
+		return nil, err
 	}
-	return pr, err
+	if errors.Is(context.Cause(ctx), errLaunchKilled) { // it was launched all the same
+		_ = pr.eng.Signal(unix.SIGKILL)
+	}
+	return pr, nil
 }
+
+// errLaunchKilled is why a launch is given up that its caller does not want any more.
+var errLaunchKilled = fault.New(fault.FailedPrecondition, "killed before it ran")
 
 func (c *Container) execAs(ctx context.Context, execID, name string, spec *specs.Process, ports Ports) (made *Process, err error) {
 	set, err := c.pod.openStreams(ctx, ports, spec.Terminal)
@@ -189,6 +198,7 @@ func (c *Container) execAs(ctx context.Context, execID, name string, spec *specs
 	c.adopt(execID, ep, set, func(pr *Process) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
+		delete(c.give, execID)
 		c.execs[execID], made = pr, pr
 	})
 	return made, nil
@@ -196,7 +206,7 @@ func (c *Container) execAs(ctx context.Context, execID, name string, spec *specs
 
 // reserve takes the name execID in a live container, and a place among the
 // launches, so that removal waits for this call. It answers a file name.
-func (c *Container) reserve(execID string) (string, error) {
+func (c *Container) reserve(execID string, giveUp context.CancelCauseFunc) (string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.state != Created && c.state != Running {
@@ -206,6 +216,10 @@ func (c *Container) reserve(execID string) (string, error) {
 		return "", fault.New(fault.AlreadyExists, "container %s has a process %q already", c.ID, execID)
 	}
 	c.execs[execID] = nil
+	if c.give == nil {
+		c.give = map[string]context.CancelCauseFunc{}
+	}
+	c.give[execID] = giveUp
 	c.nexec++
 	c.launches.Add(1)
 	return "exec" + strconv.Itoa(c.nexec), nil
@@ -220,7 +234,7 @@ func (c *Container) launch(ctx context.Context, e engine.Exec) (*engine.Process,
 		return nil, err
 	}
 	defer dir.Close()
-	ctx, cancel := context.WithTimeout(ctx, c.pod.cfg.Params.LaunchTimeout)
+	ctx, cancel := c.pod.launchContext(ctx)
 	defer cancel()
 	e.Cgroup = dir
 	ep, err := c.pod.cfg.Engine.Exec(ctx, e)
@@ -240,7 +254,19 @@ func (c *Container) launch(ctx context.Context, e engine.Exec) (*engine.Process,
 	return c.pod.cfg.Engine.Exec(ctx, e)
 }
 
-// Signal sends sig to one process. KILL with no execID goes to the whole container.
+// giveUp ends the launch of an exec that does not run yet.
+func (c *Container) giveUp(execID string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	giveUp, launching := c.give[execID]
+	if launching {
+		giveUp(errLaunchKilled)
+	}
+	return launching
+}
+
+// Signal sends sig to one process. KILL with no execID goes to the whole container;
+// an exec that is being launched takes no other signal.
 func (c *Container) Signal(execID string, sig unix.Signal) error {
 	if execID == "" && sig == unix.SIGKILL {
 		if c.init.exited() {
@@ -249,6 +275,9 @@ func (c *Container) Signal(execID string, sig unix.Signal) error {
 			}
 		}
 		return c.group.Kill()
+	}
+	if sig == unix.SIGKILL && c.giveUp(execID) {
+		return nil
 	}
 	pr, err := c.Process(execID)
 	if err != nil {

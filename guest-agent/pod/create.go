@@ -18,6 +18,7 @@ import (
 	"github.com/kata-v2/kata/guest-agent/fault"
 	"github.com/kata-v2/kata/guest-agent/ocispec"
 	"github.com/kata-v2/kata/guest-agent/storage"
+	"github.com/kata-v2/kata/protocols"
 	"github.com/kata-v2/kata/protocols/agentpb"
 )
 
@@ -173,7 +174,7 @@ func (p *Pod) makeInit(ctx context.Context, c *Container, req *agentpb.CreateCon
 	}
 	undo.add(func() error { set.Abort(); return nil })
 	undo.add(func() error { return p.cfg.Engine.Delete(context.WithoutCancel(ctx), c.ID, false) })
-	lctx, cancel := context.WithTimeout(ctx, p.cfg.Params.LaunchTimeout)
+	lctx, cancel := p.launchContext(ctx)
 	defer cancel()
 	ep, err := p.cfg.Engine.Create(lctx, engine.Create{ID: c.ID, Bundle: c.bundle, Spec: spec, Cgroup: dir, Stdio: set.Child()})
 	if err != nil {
@@ -193,6 +194,13 @@ func (p *Pod) makeInit(ctx context.Context, c *Container, req *agentpb.CreateCon
 	c.adopt("", ep, set, func(pr *Process) { c.init = pr })
 	c.watchOOM()
 	return nil
+}
+
+// launchContext bounds the start of a process. Its cause tells the limit from the
+// caller's own deadline.
+func (p *Pod) launchContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit := p.cfg.Params.LaunchTimeout
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s=%v is over: %w", protocols.ParamLaunchTimeout, limit, context.DeadlineExceeded))
 }
 
 func applyLimits(g Group, r *specs.LinuxResources) error {

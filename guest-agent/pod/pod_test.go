@@ -37,7 +37,8 @@ type world struct {
 	log    []string
 	groups map[string]*group
 	specs  map[string]*specs.Spec
-	gates  map[string]*os.File // of created containers: a line lets the program run
+	gates  map[string]*os.File         // of created containers: a line lets the program run
+	slow   func(context.Context) error // of launches, when set
 }
 
 func (w *world) step(name string) error {
@@ -101,9 +102,14 @@ func (w *world) Start(_ context.Context, id string, _ bool) error {
 	return err
 }
 
-func (w *world) Exec(_ context.Context, e engine.Exec) (*engine.Process, error) {
+func (w *world) Exec(ctx context.Context, e engine.Exec) (*engine.Process, error) {
 	if err := w.step("exec"); err != nil {
 		return nil, err
+	}
+	if w.slow != nil {
+		if err := w.slow(ctx); err != nil {
+			return nil, err
+		}
 	}
 	w.mu.Lock()
 	g := w.groups[e.ID]

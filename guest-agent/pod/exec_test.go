@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pod
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/guest-agent/fault"
+	"github.com/kata-v2/kata/protocols/agentpb"
+)
+
+// TestExecKilledWhileLaunched: KILL reaches an exec that its caller has given up
+// before it runs: its launch ends, or, where that is too late, the process does.
+func TestExecKilledWhileLaunched(t *testing.T) {
+	for name, late := range map[string]bool{"in time": false, "too late": true} {
+		t.Run(name, func(t *testing.T) {
+			p, w := newPod(t)
+			c := run(t, p, "a", "sleep 100")
+			launching := make(chan struct{})
+			w.slow = func(ctx context.Context) error {
+				close(launching)
+				<-ctx.Done()
+				if late {
+					return nil
+				}
+				return context.Cause(ctx)
+			}
+			type result struct {
+				pr  *Process
+				err error
+			}
+			made := make(chan result, 1)
+			go func() {
+				pr, err := c.Exec(bound(t), "e", &agentpb.Process{Args: []string{"sleep 1000"}}, Ports{})
+				made <- result{pr, err}
+			}()
+			<-launching
+			if err := c.Signal("e", unix.SIGTERM); fault.KindOf(err) != fault.NotFound {
+				t.Errorf("TERM: %v", err)
+			}
+			if err := c.Signal("e", unix.SIGKILL); err != nil {
+				t.Errorf("KILL: %v", err)
+			}
+			r := <-made
+			if late {
+				if r.err != nil {
+					t.Fatal(r.err)
+				}
+				if code, err := c.Wait(bound(t), "e"); code != 137 || err != nil {
+					t.Errorf("exit code %d, %v", code, err)
+				}
+				return
+			}
+			if !errors.Is(r.err, errLaunchKilled) {
+				t.Errorf("exec: %v", r.err)
+			}
+			if err := c.Signal("e", unix.SIGKILL); fault.KindOf(err) != fault.NotFound {
+				t.Errorf("KILL of one that is gone: %v", err)
+			}
+		})
+	}
+}
