@@ -71,6 +71,7 @@ type layout struct {
 	Disks       []diskFDs // in the order of Config.Disks
 	Sandbox     bool      // QEMU's own seccomp filter
 	MemoryFD    int       // of Config.Memory, 0 without
+	TSCKHz      uint64    // rate of the host's time stamp counter, 0 if the guest is to find it
 }
 
 // CPUModel is what the accelerator offers the guest. Under TCG, CMPXCHG16B is
@@ -193,6 +194,9 @@ func kernelCommandLine(c hypervisor.Config, l layout) string {
 		"console=ttyS0", "quiet", "panic=-1", "reboot=t", "tsc=reliable", "no_timer_check",
 		"rcupdate.rcu_expedited=1", "random.trust_cpu=on", "cryptomgr.notests", "cgroup_no_v1=all",
 		"i8042.noaux", "i8042.nopnp", "net.ifnames=0",
+	}
+	if l.TSCKHz != 0 {
+		p = append(p, "tsc_early_khz="+strconv.FormatUint(l.TSCKHz, 10))
 	}
 	p = append(p, machineParams(l)...)
 	p = append(p, memoryParams(c)...)

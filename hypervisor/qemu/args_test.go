@@ -24,10 +24,11 @@ func TestArguments(t *testing.T) {
 	shared.Shares = []hypervisor.Share{{Tag: "kataShared"}, {Tag: "second"}}
 	fixed := layout{
 		Accelerator: TCG, Machine: "q35", Firmware: "/usr/share/qemu/qboot.rom", KernelFD: 5, InitrdFD: 6,
-		QMPFD: 7, ConsoleFD: 8, Vsock: hypervisor.VsockVhostUser, VsockFD: 9, ReadyPort: 1025, Sandbox: true,
+		QMPFD: 7, ConsoleFD: 8, Vsock: hypervisor.VsockVhostUser, VsockFD: 9, ReadyPort: 1025, Sandbox: true, TSCKHz: 2_300_000,
 	}
 	kvm := fixed
 	kvm.Accelerator, kvm.Vsock, kvm.CID, kvm.Firmware, kvm.InitrdFD, kvm.Sandbox = KVM, hypervisor.VsockVhost, 77, "", 0, false
+	kvm.TSCKHz = 0
 	sized := base
 	sized.MaxMemoryBytes, sized.ReclaimFreed = 1<<30+1<<20, true
 	// More disks and ports than there are slots: further functions of the slots.

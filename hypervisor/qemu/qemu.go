@@ -23,6 +23,7 @@ import (
 	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/internal/spawn"
 	"github.com/kata-v2/kata/internal/tail"
+	"github.com/kata-v2/kata/internal/tsc"
 )
 
 // Bytes of QEMU's stderr and of the guest's console that an error may carry.
@@ -175,6 +176,9 @@ func (s *start) config(context.Context) error {
 	}
 	s.l.Accelerator, s.l.Machine, s.l.Firmware = o.Accelerator, o.Machine, o.Firmware
 	s.l.CPUModel, s.l.Sandbox = o.CPUModel, !o.NoSeccomp
+	if o.Accelerator == TCG { // a guest of KVM is told by KVM
+		s.l.TSCKHz = tsc.KHz()
+	}
 	return nil
 }
 
