@@ -92,6 +92,9 @@ const (
 	GuestRunDir = "/run/kata-containers"
 	// GuestSharedDir is where the virtio-fs share SharedTag is mounted.
 	GuestSharedDir = GuestRunDir + "/shared/containers"
+	// PodSharePrefix begins the names in GuestSharedDir of directories that containers
+	// of the pod share; those of containers begin with the container's id.
+	PodSharePrefix = ".pod"
 	// GuestSandboxDir holds what belongs to the pod as a whole.
 	GuestSandboxDir = GuestRunDir + "/sandbox"
 	// GuestShmDir is the pod's /dev/shm.

@@ -44,6 +44,7 @@ type Container struct {
 	// and of those in the share, and the places of all of them in the guest.
 	synced, shared []int
 	sources        map[int]string
+	volumes        []*agentpb.Storage // what the guest makes or mounts for them
 
 	timings *timings // written before the container is published, then by the one Start
 
@@ -217,7 +218,7 @@ func (c *Container) create(ctx context.Context, spec *specs.Spec, root *storage.
 	}
 	in, out, errp := stdio.Ports()
 	resp, err := m.agent.CreateContainer(ctx, &agentpb.CreateContainerRequest{
-		ContainerId: c.id, ExecId: c.id, OCI: wireSpec(spec), SandboxPidns: sharesPIDNamespace(c.spec), Storages: storages,
+		ContainerId: c.id, ExecId: c.id, OCI: wireSpec(spec), SandboxPidns: sharesPIDNamespace(c.spec), Storages: append(storages, c.volumes...),
 		StdinPort: in, StdoutPort: out, StderrPort: errp,
 	})
 	if err != nil {

@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/kata-v2/kata/protocols"
+	"github.com/kata-v2/kata/protocols/agentpb"
 	"github.com/kata-v2/kata/sandbox/storage"
 )
 
@@ -67,12 +69,73 @@ func isSyncedSubPath(m specs.Mount) bool {
 	})
 }
 
+// emptyDirPlugin is Kubernetes' plugin of volumes that live as long as their pod.
+const emptyDirPlugin = "kubernetes.io~empty-dir"
+
+// memoryVolume plans an emptyDir in memory, which is the guest's: kubelet has
+// mounted a file system of the wanted kind and size on the host, which stays
+// empty. The guest keeps it until the pod's end, so containers share it and find
+// it again. It returns the place in the guest, "" for a volume that is on disk.
+func (c *Container) memoryVolume(share *storage.Share, m specs.Mount) (string, error) {
+	v, err := share.MemoryVolume(m.Source)
+	if v == nil || err != nil {
+		return "", err
+	}
+	st := &agentpb.Storage{
+		Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", Shared: true,
+		MountPoint: filepath.Join(protocols.GuestSandboxDir, "ephemeral", filepath.Base(m.Source)),
+		Options:    []string{"nosuid", "nodev", fmt.Sprintf("mode=%o", v.Mode), fmt.Sprintf("uid=%d", v.UID), fmt.Sprintf("gid=%d", v.GID)},
+	}
+	size := v.Bytes
+	if v.PageBytes > 0 {
+		if size, err = hugepageLimit(c.spec, v.PageBytes); err != nil {
+			return "", err
+		}
+		st.Source, st.Fstype = "hugetlbfs", "hugetlbfs"
+		st.Options = append(st.Options, fmt.Sprintf("pagesize=%d", v.PageBytes))
+	}
+	if size > 0 {
+		st.Options = append(st.Options, fmt.Sprintf("size=%d", size))
+	}
+	c.volumes = append(c.volumes, st)
+	return st.MountPoint, nil
+}
+
+// hugepageLimit is the container's limit of huge pages of that size, in bytes:
+// Kubernetes bounds them there, not in the volume.
+func hugepageLimit(spec *specs.Spec, page uint64) (uint64, error) {
+	name := fmt.Sprintf("%dKB", page>>10) // the form of runtime-spec config-linux.md, "Huge page limits"
+	for shift, unit := range map[int]string{20: "MB", 30: "GB"} {
+		if n := page >> shift; n > 0 && n < 1024 {
+			name = fmt.Sprintf("%d%s", n, unit)
+		}
+	}
+	if r := spec.Linux.Resources; r != nil {
+		for _, l := range r.HugepageLimits {
+			if l.Pagesize == name && l.Limit > 0 {
+				return l.Limit, nil
+			}
+		}
+	}
+	return 0, fmt.Errorf("a volume of huge pages needs the container's limit of them (linux.resources.hugepageLimits, pageSize %s)", name)
+}
+
 // syncVolumes finds the container's volumes that the guest gets copies of, and so
 // what is left for the share. It comes before the machine, which may do without one.
 func (c *Container) syncVolumes(share *storage.Share) error {
 	c.sources = map[int]string{}
 	for i, m := range c.spec.Mounts {
 		plan := planMount(m)
+		if plan == mountShared && volumePlugin(m.Source) == emptyDirPlugin {
+			in, err := c.memoryVolume(share, m)
+			if err != nil {
+				return mountError(i, m, err)
+			}
+			if in != "" {
+				c.sources[i] = in
+				continue
+			}
+		}
 		if plan == mountShared && isSyncedSubPath(m) {
 			plan = mountSynced
 		}
@@ -99,11 +162,15 @@ func (c *Container) syncVolumes(share *storage.Share) error {
 func (c *Container) shareVolumes(share *storage.Share) error {
 	for _, i := range c.shared {
 		m := c.spec.Mounts[i]
-		path, err := share.Bind(c.id, i, m.Source, bindOptions(m))
+		var err error
+		if volumePlugin(m.Source) == emptyDirPlugin {
+			c.sources[i], err = share.BindPod(c.id, m.Source) // the guest makes a read-only mount read-only
+		} else {
+			c.sources[i], err = share.Bind(c.id, i, m.Source, bindOptions(m))
+		}
 		if err != nil {
 			return mountError(i, m, err)
 		}
-		c.sources[i] = path
 	}
 	return nil
 }

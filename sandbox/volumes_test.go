@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/protocols"
 	"github.com/kata-v2/kata/protocols/agentpb"
@@ -153,5 +154,42 @@ func TestVolumeThatIsMissing(t *testing.T) {
 			t.Errorf("%s: %v", kind, err)
 		}
 		p = newPod(t)
+	}
+}
+
+// An emptyDir in memory is the guest's, of the size, mode and group that kubelet
+// gave the host's, and outlives the container; one on disk is shared.
+func TestMemoryEmptyDir(t *testing.T) {
+	p := newPod(t)
+	dir := filepath.Join(t.TempDir(), "pods/uid/volumes/kubernetes.io~empty-dir")
+	must(t, os.MkdirAll(dir+"/memory", 0o755))
+	must(t, os.MkdirAll(dir+"/disk", 0o755))
+	must(t, unix.Mount("tmpfs", dir+"/memory", "tmpfs", 0, "size=64k,mode=2777,gid=2000"))
+	t.Cleanup(func() { must(t, unix.Unmount(dir+"/memory", 0)) })
+	cc := p.container("c1", "sleep")
+	cc.Spec.Mounts = []specs.Mount{bindOf(dir+"/memory", "/memory", "rw"), bindOf(dir+"/disk", "/disk", "rw")}
+	_, err := p.CreateContainer(bounded(t), cc)
+	must(t, err)
+	req := p.agent.Request("CreateContainer").(*agentpb.CreateContainerRequest)
+	golden(t, "emptydir.json", req.Storages)
+	at := p.sources()
+	if want := protocols.GuestSandboxDir + "/ephemeral/memory"; at["/memory"] != want || !strings.HasPrefix(at["/disk"], protocols.GuestSharedDir+"/") {
+		t.Errorf("%v; want %s and one in the share", at, want)
+	}
+}
+
+func TestHugepageLimit(t *testing.T) {
+	s := &specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{
+		{Pagesize: "2MB", Limit: 4 << 20}, {Pagesize: "1GB", Limit: 2 << 30}, {Pagesize: "64KB", Limit: 5}, {Pagesize: "512MB"},
+	}}}}
+	for page, want := range map[uint64]uint64{2 << 20: 4 << 20, 1 << 30: 2 << 30, 64 << 10: 5} {
+		if got, err := hugepageLimit(s, page); err != nil || got != want {
+			t.Errorf("%d: %d, %v", page, got, err)
+		}
+	}
+	for _, page := range []uint64{512 << 20, 1 << 20} {
+		if _, err := hugepageLimit(s, page); err == nil || !strings.Contains(err.Error(), "MB") {
+			t.Errorf("%d: %v", page, err)
+		}
 	}
 }

@@ -141,7 +141,19 @@ func reserveHugepages(words []string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return words, os.WriteFile(file, []byte(strconv.FormatUint(have+size/page, 10)), 0)
+	want := have + size/page
+	if err := os.WriteFile(file, []byte(strconv.FormatUint(want, 10)), 0); err != nil {
+		return nil, err
+	}
+	// The kernel takes the number and reserves what it finds.
+	if b, err = os.ReadFile(file); err != nil {
+		return nil, err
+	}
+	if got, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64); err != nil || got < want {
+		return nil, errors.Join(fault.New(fault.FailedPrecondition, "the guest's memory has room for %s of %d huge pages of %d kB: give the pod more memory",
+			strings.TrimSpace(string(b)), want, page>>10), os.WriteFile(file, fmt.Append(nil, have), 0))
+	}
+	return words, nil
 }
 
 func parseBytes(s string) (uint64, error) {

@@ -42,6 +42,8 @@ func TestPod(t *testing.T) {
 		{"FileMounts", testFileMounts},
 		{"RecursiveReadOnly", testRecursiveReadOnly},
 		{"SyncedVolumes", testSyncedVolumes},
+		{"PodVolumes", testPodVolumes},
+		{"Propagation", testPropagation},
 		{"Shm", testShm},
 		{"ReadOnlyRoot", testReadOnlyRoot},
 		{"User", testUser},

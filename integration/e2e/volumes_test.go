@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // writeVolume writes a volume as kubelet does (pkg/volume/util/atomic_writer.go):
@@ -36,14 +38,17 @@ func writeVolume(t *testing.T, dir, version string, files map[string]string) {
 	}
 }
 
-// buildNotify builds a program that says what inotify tells it, and returns its directory.
-func buildNotify(t *testing.T) string {
+// probeDir is where the program testdata/probe is, built once.
+func probeDir(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
-	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", filepath.Join(dir, "notify"), "./testdata/notify")
+	dir := filepath.Join(workDir(t), "probe")
+	if _, err := os.Stat(dir); err == nil {
+		return dir
+	}
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", dir+"/probe", "./testdata/probe")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build notify: %v: %s", err, out)
+		t.Fatalf("build probe: %v: %s", err, out)
 	}
 	return dir
 }
@@ -58,8 +63,8 @@ func testSyncedVolumes(b *box) {
 		b.Fatal(err)
 	}
 	hosts := writeFile(b.T, "192.0.2.7 seven\n", pod, "hosts")
-	s := script(b.T, "exec /tools/notify /config >/events").
-		mount("bind", buildNotify(b.T), "/tools", "rbind", "ro").
+	s := script(b.T, "exec /tools/probe notify /config >/events").
+		mount("bind", probeDir(b.T), "/tools", "rbind", "ro").
 		mount("bind", config, "/config", "rbind", "rprivate", "ro").
 		mount("bind", hosts, "/etc/hosts", "rbind", "rprivate", "ro")
 	b.startSpec("synced", s)
@@ -83,4 +88,108 @@ func testSyncedVolumes(b *box) {
 		b.Error("a container wrote to a ConfigMap")
 	}
 	b.remove("synced")
+}
+
+// testPodVolumes: what containers of a pod share with each other. An emptyDir on
+// disk carries sockets; one in memory is the guest's, of the size that kubelet
+// gave the host's, and is still there for the next container.
+func testPodVolumes(b *box) {
+	pod := filepath.Join(b.TempDir(), "pods", "uid", "volumes", "kubernetes.io~empty-dir")
+	disk, memory := filepath.Join(pod, "disk"), filepath.Join(pod, "memory")
+	for _, dir := range []string{disk, memory} {
+		if err := os.MkdirAll(dir, 0o777); err != nil {
+			b.Fatal(err)
+		}
+	}
+	mountTmpfs(b.T, memory, "size=1m,mode=2777,gid=2000")
+	volumes := func(script string) *spec {
+		return member(b.T, "sh", "-c", script).mount("bind", probeDir(b.T), "/tools", "rbind", "ro").
+			mount("bind", disk, "/disk", "rbind", "rprivate", "rw").mount("bind", memory, "/memory", "rbind", "rprivate", "rw")
+	}
+	b.startSpec("one", volumes("echo one >/memory/one; exec /tools/probe listen /disk/socket"))
+	b.startSpec("two", volumes("exec sleep 1000"))
+	if got := b.shell("two", "until [ -S /disk/socket ]; do usleep 10000; done; /tools/probe dial /disk/socket"); got != "hello" {
+		b.Errorf("the socket of the other container says %q", got)
+	}
+	if st, err := os.Stat(filepath.Join(disk, "socket")); err != nil || st.Mode()&os.ModeSocket == 0 {
+		b.Errorf("the socket on the host: %v, %v", st, err)
+	}
+	if got := b.shell("two", "cat /memory/one; stat -c '%a %g' /memory; grep ' /memory ' /proc/mounts | cut -d' ' -f3; df -k /memory | tail -1 | tr -s ' ' | cut -d' ' -f2"); got != "one\n2777 2000\ntmpfs\n1024" {
+		b.Errorf("the volume in memory: %q", got)
+	}
+	if r := b.exec("two", "sh", "-c", "head -c 2000000 /dev/zero >/memory/big"); r.Code == 0 {
+		b.Error("2 MB went into a volume of 1 MiB")
+	}
+	b.remove("one")
+	b.remove("two")
+	if r := b.runSpec("three", volumes("cat /memory/one")); r.Stdout != "one\n" {
+		b.Errorf("a later container finds %+v", r)
+	}
+}
+
+// testPropagation: what the host mounts after the container's start below a
+// shared mount arrives with HostToContainer, and goes again; a part of a directory
+// (subPath) is nothing but that part.
+func testPropagation(b *box) {
+	dir := b.TempDir()
+	mountTmpfs(b.T, dir, "size=1m")
+	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
+		b.Fatal(err)
+	}
+	later := filepath.Join(dir, "later")
+	writeFile(b.T, "covered", later, "there")
+	writeFile(b.T, "part", dir, "sub", "file")
+	b.startSpec("prop", member(b.T, "sleep", "1000").
+		mount("bind", dir, "/slave", "rbind", "rslave", "rw").
+		mount("bind", dir, "/ro", "rbind", "rslave", "ro").
+		mount("bind", dir, "/private", "rbind", "rprivate", "rw").
+		mount("bind", filepath.Join(dir, "sub"), "/sub", "rbind", "rprivate", "rw").
+		mount("bind", filepath.Join(dir, "sub", "file"), "/file", "rbind", "rprivate", "ro"))
+	b.shell("prop", "cat /slave/later/there /ro/later/there /private/later/there")
+	if got := b.shell("prop", "ls /sub; cat /file"); got != "file\npart" {
+		b.Errorf("parts of the directory: %q", got)
+	}
+	if err := unix.Mount("tmpfs", later, "tmpfs", 0, "size=64k"); err != nil {
+		b.Fatal(err)
+	}
+	mounted := true
+	b.Cleanup(func() {
+		if mounted {
+			unix.Unmount(later, unix.MNT_DETACH) //nolint:errcheck // the test has failed already
+		}
+	})
+	writeFile(b.T, "mounted", later, "there")
+	for _, at := range []string{"/slave", "/ro"} {
+		b.shell("prop", "until grep -q mounted "+at+"/later/there; do usleep 50000; done")
+	}
+	if r := b.exec("prop", "sh", "-c", "echo x >/ro/later/new"); r.Code == 0 {
+		b.Error("what arrived below a read-only mount takes writes")
+	}
+	if got := b.shell("prop", "echo x >/slave/later/new; cat /private/later/there"); got != "covered" {
+		b.Errorf("without propagation: %q", got)
+	}
+	if got := readFile(b.T, filepath.Join(later, "new")); got != "x\n" {
+		b.Errorf("the host reads %q", got)
+	}
+	// Lazily: the guest's knowledge of files there keeps virtiofsd's copy of the mount busy.
+	if err := unix.Unmount(later, unix.MNT_DETACH); err != nil {
+		b.Errorf("the host cannot unmount: %v", err)
+	} else {
+		mounted = false
+	}
+	b.shell("prop", "until grep -q covered /slave/later/there; do usleep 50000; done")
+	b.remove("prop")
+}
+
+// mountTmpfs mounts one at a directory that is there, until the test's end.
+func mountTmpfs(t *testing.T, dir, options string) {
+	t.Helper()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
 }

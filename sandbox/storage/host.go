@@ -25,25 +25,30 @@ type hostMounts struct {
 	closed bool          // guarded by mu
 }
 
-// tree copies the mount at source, with those below it if recursive, into a
-// detached tree that the caller owns by its descriptor (open_tree(2), Linux 5.2).
-func (h *hostMounts) tree(source string, recursive bool) (fd int, err error) {
-	open := func() error {
-		how := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
-		if recursive {
-			how |= unix.AT_RECURSIVE
-		}
-		fd, err = unix.OpenTree(unix.AT_FDCWD, source, how)
-		return err
-	}
+// do runs f where paths are the host's.
+func (h *hostMounts) do(f func() error) error {
 	if h.ns == nil {
-		return fd, open()
+		return f()
 	}
 	t, err := h.enter()
 	if err != nil {
-		return -1, err
+		return err
 	}
-	return fd, t.Do(open)
+	return t.Do(f)
+}
+
+// tree copies the mount at source, with those below it if recursive, into a
+// detached tree that the caller owns by its descriptor (open_tree(2), Linux 5.2).
+func (h *hostMounts) tree(source string, recursive bool) (fd int, err error) {
+	how := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if recursive {
+		how |= unix.AT_RECURSIVE
+	}
+	err = h.do(func() (err error) {
+		fd, err = unix.OpenTree(unix.AT_FDCWD, source, how)
+		return err
+	})
+	return fd, err
 }
 
 // enter is the thread that is in the host's mount namespace.

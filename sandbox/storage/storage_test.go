@@ -305,6 +305,36 @@ func TestBind(t *testing.T) {
 	}
 }
 
+// A directory of the pod is in the share once, until its last user has gone.
+func TestBindPod(t *testing.T) {
+	s := newShare(t)
+	src := t.TempDir()
+	first, err := s.BindPod("c1", src)
+	must(t, err)
+	write(t, s.onHost(t, first)+"/file", "x")
+	again, err := s.BindPod("c2", src)
+	must(t, err)
+	other, err := s.BindPod("c1", t.TempDir())
+	must(t, err)
+	if again != first || other == first {
+		t.Errorf("%s, again %s, another directory %s", first, again, other)
+	}
+	must(t, s.Remove("c1"))
+	if got := read(t, s.onHost(t, again)+"/file"); got != "x" {
+		t.Errorf("after the first container: %q", got)
+	}
+	must(t, s.Remove("c2"))
+	s.noContainer(t, protocols.PodSharePrefix)
+	missing := t.TempDir() + "/later"
+	if _, err := s.BindPod("c3", missing); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("one that is missing: %v", err)
+	}
+	must(t, os.Mkdir(missing, 0o755))
+	if _, err := s.BindPod("c3", missing); err != nil {
+		t.Errorf("once it is there: %v", err)
+	}
+}
+
 func TestBindRefuses(t *testing.T) {
 	s := newShare(t)
 	fifo := filepath.Join(t.TempDir(), "fifo")
