@@ -7,6 +7,7 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -97,4 +98,33 @@ func TestAbandonedLaunch(t *testing.T) {
 		t.Errorf("the guest was asked for %q", calls)
 	}
 	must(t, c.DeleteExec(e))
+}
+
+// TestHungGuest: a guest that does not even take a KILL is ended, so that the pod
+// can be removed.
+func TestHungGuest(t *testing.T) {
+	defer func(d time.Duration) { killAnswer = d }(killAnswer)
+	killAnswer = time.Millisecond
+	p := newPod(t)
+	over := make(chan struct{})
+	t.Cleanup(func() { close(over) })
+	p.agent.Before = func(_ context.Context, call string) error {
+		if call == "SignalProcess" {
+			<-over
+		}
+		return nil
+	}
+	c := p.start("c1", "sleep")
+	neighbour := p.start("c2", "sleep")
+	must(t, c.Init().Signal(bounded(t), uint32(unix.SIGKILL), true))
+	for _, x := range []*Process{c.Init(), neighbour.Init()} {
+		if e := exit(t, x); e.Status != killedStatus {
+			t.Errorf("exit %+v", e)
+		}
+	}
+	within(t, p.Ended(), "the end")
+	if err := p.Reason(); !errors.Is(err, errKillAnswer) {
+		t.Errorf("reason %v", err)
+	}
+	must(t, p.Stop(bounded(t)))
 }

@@ -4,6 +4,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -157,11 +158,33 @@ func (p *Process) Signal(ctx context.Context, signal uint32, all bool) error {
 	if all {
 		req.ExecId = "" // agent-protocol facts, part A: the whole container
 	}
-	_, err = m.agent.SignalProcess(ctx, req)
-	if err = m.agent.Err(err); killed && errdefs.IsNotFound(err) {
+	if err = m.signal(ctx, req); killed && errdefs.IsNotFound(err) {
 		return nil // it will be killed as soon as it runs
 	}
 	return err
+}
+
+// killAnswer is how long a guest may take to answer a KILL, which it passes on to
+// its kernel. One that does not hangs, and nothing in it would ever end: the pod
+// could not be removed.
+var killAnswer = 30 * time.Second
+
+var errKillAnswer = errors.New("the guest hangs")
+
+// signal sends a signal; a guest that does not take a KILL is ended with all its processes.
+func (m *machine) signal(ctx context.Context, req *agentpb.SignalProcessRequest) error {
+	if req.Signal != uint32(unix.SIGKILL) {
+		_, err := m.agent.SignalProcess(ctx, req)
+		return m.agent.Err(err)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, killAnswer, errKillAnswer)
+	defer cancel()
+	_, err := m.agent.SignalProcess(ctx, req)
+	if err != nil && errors.Is(context.Cause(ctx), errKillAnswer) {
+		m.endHung(fmt.Errorf("%w: it has not answered a KILL for %v", errKillAnswer, killAnswer))
+		return nil
+	}
+	return m.agent.Err(err)
 }
 
 // killLaunch notes that an added process that is being launched is not wanted any more.
@@ -266,8 +289,8 @@ func (p *Process) launched() (killed bool) {
 
 // killLate kills a process that was killed before the guest knew it.
 func (p *Process) killLate(ctx context.Context, m *machine) {
-	_, err := m.agent.SignalProcess(ctx, &agentpb.SignalProcessRequest{ContainerId: p.c.id, ExecId: p.id, Signal: uint32(unix.SIGKILL)})
-	if err = m.agent.Err(err); err != nil && !errdefs.IsNotFound(err) {
+	err := m.signal(ctx, &agentpb.SignalProcessRequest{ContainerId: p.c.id, ExecId: p.id, Signal: uint32(unix.SIGKILL)})
+	if err != nil && !errdefs.IsNotFound(err) {
 		p.c.s.o.Log.Warn("kill a process that was killed before it ran", "container", p.c.id, "exec", p.id, "error", err)
 	}
 }

@@ -303,6 +303,7 @@ type machine struct {
 	mu     sync.Mutex
 	tokens []ledger.Token // guarded by mu; processes in the ledger
 	closed bool           // guarded by mu; no more workers
+	hung   error          // guarded by mu; why the machine was ended though nobody asked
 }
 
 // work runs f beside, which ends with m.ctx; false says that the machine has
@@ -318,6 +319,12 @@ func (m *machine) work(f func()) bool {
 
 // cause says why the machine ends, nil when it was asked to.
 func (m *machine) cause() error {
+	m.mu.Lock()
+	hung := m.hung
+	m.mu.Unlock()
+	if hung != nil {
+		return hung
+	}
 	err := m.vm.Err()
 	if m.daemon != nil {
 		if derr := m.daemon.Err(); derr != nil {
@@ -325,6 +332,18 @@ func (m *machine) cause() error {
 		}
 	}
 	return m.outOfMemory(err)
+}
+
+// endHung ends a machine whose guest does nothing any more.
+func (m *machine) endHung(reason error) {
+	m.mu.Lock()
+	if m.hung == nil {
+		m.hung = reason
+	}
+	m.mu.Unlock()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()       // no orderly way
+	m.vm.Stop(ctx) //nolint:errcheck // ends in any case
 }
 
 // stop lets the guest sync, then ends the VMM. The watcher does the rest.
