@@ -189,9 +189,11 @@ func vsockArguments(l layout) []string {
 
 // kernelCommandLine is what every guest gets, then the caller's parameters.
 // panic=-1 (reboot at once) and reboot=t turn a guest's end into QEMU's (with -no-reboot).
+// noreplace-smp keeps a kernel that starts with one CPU from patching itself for
+// one, and back when a second comes: without KVM that is a seventh of the boot.
 func kernelCommandLine(c hypervisor.Config, l layout) string {
 	p := []string{
-		"console=ttyS0", "quiet", "panic=-1", "reboot=t", "tsc=reliable", "no_timer_check",
+		"console=ttyS0", "quiet", "panic=-1", "reboot=t", "tsc=reliable", "no_timer_check", "noreplace-smp",
 		"rcupdate.rcu_expedited=1", "random.trust_cpu=on", "cryptomgr.notests", "cgroup_no_v1=all",
 		"i8042.noaux", "i8042.nopnp", "net.ifnames=0",
 	}
