@@ -86,6 +86,12 @@ const (
 	FeatureTCPForward = "tcp-forward"
 )
 
+// AnnotationPrivate lists, in a container's specification, the namespaces of its
+// pod that it does not share: "ipc", "uts" or "ipc,uts". An addition of ours: the wire
+// carries no paths, by which a specification says that it does share, and an agent
+// that does not know it shares them.
+const AnnotationPrivate = "io.katacontainers.private_namespaces"
+
 // Guest paths (agent-protocol facts, part F).
 const (
 	// GuestRunDir is the base of everything the agent keeps for containers.

@@ -63,6 +63,7 @@ func guestSpec(spec *specs.Spec, root string, sources map[int]string, seccomp bo
 	g.Process = guestProcess(spec.Process)
 	g.Mounts = guestMounts(spec.Mounts, sources)
 	g.Linux = guestLinux(spec.Linux, seccomp)
+	g.Annotations = privateNamespaces(spec)
 	if spec.Domainname != "" { // the wire has no field for it
 		sysctl := maps.Clone(g.Linux.Sysctl)
 		if sysctl == nil {
@@ -72,6 +73,29 @@ func guestSpec(spec *specs.Spec, root string, sources map[int]string, seccomp bo
 		g.Linux.Sysctl = sysctl
 	}
 	return &g
+}
+
+// privateNamespaces are the annotations with the one that says which of the pod's
+// namespaces the container has for itself: those listed without a path.
+func privateNamespaces(spec *specs.Spec) map[string]string {
+	if spec.Annotations["io.kubernetes.cri.container-type"] != "container" {
+		return spec.Annotations // the guest gives it its own, or makes its own the pod's
+	}
+	var own []string
+	for _, n := range spec.Linux.Namespaces {
+		if n.Path == "" && (n.Type == specs.IPCNamespace || n.Type == specs.UTSNamespace) {
+			own = append(own, string(n.Type))
+		}
+	}
+	if len(own) == 0 && spec.Annotations[protocols.AnnotationPrivate] == "" {
+		return spec.Annotations
+	}
+	out := maps.Clone(spec.Annotations)
+	if out == nil {
+		out = map[string]string{}
+	}
+	out[protocols.AnnotationPrivate] = strings.Join(own, ",")
+	return out
 }
 
 // guestProcess is a copy without what the guest's kernel does not have.

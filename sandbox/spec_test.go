@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/kata-v2/kata/internal/config"
+	"github.com/kata-v2/kata/protocols"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -62,6 +63,31 @@ func TestGuestSpec(t *testing.T) {
 	golden(t, "spec.wire.json", wireSpec(g))
 	if after, _ := json.Marshal(s); string(after) != string(before) {
 		t.Error("the host's specification was changed")
+	}
+}
+
+func TestPrivateNamespaces(t *testing.T) {
+	ns := func(ipc, uts string) []specs.LinuxNamespace {
+		return []specs.LinuxNamespace{{Type: specs.IPCNamespace, Path: ipc}, {Type: specs.UTSNamespace, Path: uts}, {Type: specs.PIDNamespace}}
+	}
+	for name, c := range map[string]struct {
+		namespaces []specs.LinuxNamespace
+		kind, said string
+		want       string
+	}{
+		"shared":   {ns("/proc/1/ns/ipc", "/proc/1/ns/uts"), "container", "", ""},
+		"own":      {ns("", ""), "container", "", "ipc,uts"},
+		"own name": {ns("/proc/1/ns/ipc", ""), "container", "", "uts"},
+		"pause":    {ns("", ""), "sandbox", "", ""},
+		"pretends": {ns("/proc/1/ns/ipc", "/proc/1/ns/uts"), "container", "ipc", ""},
+	} {
+		s := &specs.Spec{Linux: &specs.Linux{Namespaces: c.namespaces}, Annotations: map[string]string{"io.kubernetes.cri.container-type": c.kind}}
+		if c.said != "" {
+			s.Annotations[protocols.AnnotationPrivate] = c.said
+		}
+		if got := privateNamespaces(s)[protocols.AnnotationPrivate]; got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/kata-v2/kata/protocols"
 )
 
 // Annotations by which a caller says what role a container has in its pod.
@@ -26,6 +28,12 @@ func InPod(s *specs.Spec) bool {
 		}
 	}
 	return false
+}
+
+// Private says whether the container has a namespace of type t for itself that
+// the others of its pod share.
+func Private(s *specs.Spec, t specs.LinuxNamespaceType) bool {
+	return slices.Contains(strings.Split(s.Annotations[protocols.AnnotationPrivate], ","), string(t))
 }
 
 // IsPause says whether the container is the pod's pause container, which exists

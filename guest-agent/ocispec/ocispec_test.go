@@ -9,11 +9,13 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/kata-v2/kata/guest-agent/fault"
+	"github.com/kata-v2/kata/protocols"
 	"github.com/kata-v2/kata/protocols/agentpb"
 )
 
@@ -148,6 +150,18 @@ func TestNamespaces(t *testing.T) {
 		Adapt(c.spec, c.p)
 		if got := paths(c.spec); !maps.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+func TestPrivate(t *testing.T) {
+	s := ns("ipc", "uts")
+	for _, list := range []string{"", "uts", "ipc,uts"} {
+		s.Annotations = map[string]string{protocols.AnnotationPrivate: list}
+		for _, n := range []specs.LinuxNamespaceType{specs.IPCNamespace, specs.UTSNamespace} {
+			if got := Private(s, n); got != strings.Contains(list, string(n)) {
+				t.Errorf("%q: %s private: %v", list, n, got)
+			}
 		}
 	}
 }

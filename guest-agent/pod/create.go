@@ -261,7 +261,7 @@ func (p *Pod) placement(ctx context.Context, spec *specs.Spec, sharedPID bool) (
 	var err error
 	if ocispec.InPod(spec) {
 		for t, dst := range map[specs.LinuxNamespaceType]*string{specs.IPCNamespace: &place.IPC, specs.UTSNamespace: &place.UTS} {
-			if !ocispec.Wants(spec, t) {
+			if !ocispec.Wants(spec, t) || ocispec.Private(spec, t) {
 				continue
 			}
 			if *dst, err = p.ns.path(t); err != nil {

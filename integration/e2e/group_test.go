@@ -3,8 +3,11 @@
 package e2e
 
 import (
+	"fmt"
 	"strings"
 	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // bootID tells one boot of a kernel from every other.
@@ -45,5 +48,35 @@ func testGroup(b *box) {
 	b.want(b.runSpec("one", script(b.T, "echo again")), 0, "again\n")
 	if got := b.bootID(podID); got != boot {
 		b.Errorf("the pod's machine changed")
+	}
+}
+
+// testPodNamespaces: a container of a Kubernetes pod shares IPC and UTS with the
+// others where its specification asks for that, by a path, and has its own where not.
+func testPodNamespaces(b *box) {
+	const text = "readlink /proc/self/ns/ipc; readlink /proc/self/ns/uts"
+	seen := map[bool][][]string{}
+	for i, shared := range []bool{true, true, false} {
+		s := script(b.T, text)
+		s.Annotations = map[string]string{groupAnnotation: podID, "io.kubernetes.cri.container-type": "container"}
+		for j, n := range s.Linux.Namespaces {
+			if shared && (n.Type == specs.IPCNamespace || n.Type == specs.UTSNamespace) {
+				s.Linux.Namespaces[j].Path = "/proc/self/ns/" + string(n.Type)
+			}
+		}
+		r := b.runSpec(fmt.Sprintf("ns%d", i), s)
+		if got := strings.Fields(r.Stdout); r.Code == 0 && len(got) == 2 {
+			seen[shared] = append(seen[shared], got)
+		} else {
+			b.Fatalf("%+v", r)
+		}
+	}
+	for i := range 2 {
+		if seen[true][0][i] != seen[true][1][i] {
+			b.Errorf("containers that share have %s and %s", seen[true][0][i], seen[true][1][i])
+		}
+		if seen[true][0][i] == seen[false][0][i] {
+			b.Errorf("one that does not share has %s as well", seen[false][0][i])
+		}
 	}
 }

@@ -49,7 +49,7 @@ func TestPod(t *testing.T) {
 		{"User", testUser},
 		{"Capabilities", testCapabilities},
 		{"Limits", testRlimits},
-		{"Seccomp", testSeccomp},
+		{"Seccomp", testSeccomp}, {"PodNamespaces", testPodNamespaces},
 		{"Paths", testPaths},
 		{"Sysctl", testSysctl},
 		{"Devices", testDevices},
