@@ -59,6 +59,7 @@ type Container struct {
 // one. On error nothing of the container is left.
 func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *Container, err error) {
 	t := newTimings()
+	cc.Spec = blockMounts(cc.Spec)
 	if err := s.notStopped(); err != nil {
 		return nil, err
 	}
@@ -98,25 +99,25 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 		share.Unsync(c.id)
 		return nil, err
 	}
-	root, err := s.openRoot(cc)
+	disks, err := s.openDisks(cc)
 	if err != nil {
 		share.Unsync(c.id)
 		return nil, err
 	}
 	// The machine boots while the host's side of the container is mounted.
 	booted := make(chan error, 1)
-	go func() { booted <- s.start(ctx, share, *pod, s.firstOf(c, root), t) }()
-	spec, err := c.prepare(share, cc, root != nil)
+	go func() { booted <- s.start(ctx, share, *pod, s.firstOf(c, disks), t) }()
+	spec, err := c.prepare(share, cc, disks.root != nil)
 	if err := errors.Join(err, <-booted); err != nil {
-		closeDisks(root)
+		disks.close()
 		return nil, errors.Join(err, s.detach(ctx, c.id), share.Remove(c.id))
 	}
 	t.mark("t_prepare")
 	if err := c.pushVolumes(ctx, share, spec); err != nil {
-		closeDisks(root)
+		disks.close()
 		return nil, errors.Join(fmt.Errorf("create container: %w", err), s.detach(context.WithoutCancel(ctx), c.id), share.Remove(c.id))
 	}
-	if err := c.create(ctx, spec, root); err != nil {
+	if err := c.create(ctx, spec, disks); err != nil {
 		return nil, errors.Join(fmt.Errorf("create container: %w", err), s.detach(context.WithoutCancel(ctx), c.id), share.Remove(c.id))
 	}
 	if err := c.createHooks(ctx); err != nil {
@@ -196,19 +197,19 @@ func (c *Container) prepare(share *storage.Share, cc ContainerConfig, onDisks bo
 }
 
 // create makes the container in the guest, blocked until Start.
-func (c *Container) create(ctx context.Context, spec *specs.Spec, root *storage.RootDisks) error {
+func (c *Container) create(ctx context.Context, spec *specs.Spec, disks *containerDisks) error {
 	m, err := c.s.running()
 	if err == nil {
-		err = m.needsShare(root, c)
+		err = m.needsShare(disks, c)
 	}
 	if err == nil {
 		err = c.s.clearGuest(ctx)
 	}
 	if err != nil {
-		closeDisks(root)
+		disks.close()
 		return err
 	}
-	storages, err := c.attachRoot(ctx, m, root)
+	storages, devices, err := c.attach(ctx, m, disks)
 	if err != nil {
 		return err
 	}
@@ -218,7 +219,8 @@ func (c *Container) create(ctx context.Context, spec *specs.Spec, root *storage.
 	}
 	in, out, errp := stdio.Ports()
 	resp, err := m.agent.CreateContainer(ctx, &agentpb.CreateContainerRequest{
-		ContainerId: c.id, ExecId: c.id, OCI: wireSpec(spec), SandboxPidns: sharesPIDNamespace(c.spec), Storages: append(storages, c.volumes...),
+		ContainerId: c.id, ExecId: c.id, OCI: wireSpec(spec), SandboxPidns: sharesPIDNamespace(c.spec),
+		Storages: append(storages, c.volumes...), Devices: devices,
 		StdinPort: in, StdoutPort: out, StderrPort: errp,
 	})
 	if err != nil {

@@ -4,7 +4,6 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
@@ -52,7 +51,7 @@ func (s *Sandbox) openRoot(cc ContainerConfig) (*storage.RootDisks, error) {
 		s.o.Log.Info("root filesystem", "container", cc.ID, "path", rootShare, "reason", why)
 		return nil, nil
 	}
-	disks, err := root.Open()
+	disks, err := root.Open(s.disks)
 	if err != nil {
 		return nil, err
 	}
@@ -60,22 +59,63 @@ func (s *Sandbox) openRoot(cc ContainerConfig) (*storage.RootDisks, error) {
 	return disks, nil
 }
 
+// containerDisks are the open disks of a container.
+type containerDisks struct {
+	root    *storage.RootDisks // nil for a root in the share
+	devices []device
+}
+
+// openDisks opens and checks all disks of a container, before anything is started
+// for it.
+func (s *Sandbox) openDisks(cc ContainerConfig) (_ *containerDisks, err error) {
+	d := &containerDisks{}
+	if d.root, err = s.openRoot(cc); err != nil {
+		return nil, err
+	}
+	if d.devices, err = s.openDevices(cc.Spec); err != nil {
+		d.close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// sources are all of them.
+func (d *containerDisks) sources() (out []*storage.Source) {
+	if d.root != nil {
+		out = d.root.Sources()
+	}
+	for _, dev := range d.devices {
+		out = append(out, dev.source)
+	}
+	return out
+}
+
+// close closes what is in no machine.
+func (d *containerDisks) close() {
+	for _, s := range d.sources() {
+		s.Close()
+	}
+}
+
 // first is what the machine is to have of the container that boots it.
 type first struct {
 	container string
-	disks     *storage.RootDisks // nil for a root in the share
-	noShare   bool               // nothing of the host is shared with the guest
+	disks     []*storage.Source
+	noShare   bool // nothing of the host is shared with the guest
 }
 
 // firstOf is that container's part of the machine.
-func (s *Sandbox) firstOf(c *Container, disks *storage.RootDisks) first {
+func (s *Sandbox) firstOf(c *Container, disks *containerDisks) first {
 	alone := c.id == s.o.ID && c.spec.Annotations[containerTypeKey] == ""
-	return first{container: c.id, disks: disks, noShare: s.o.Config.QEMU.SharedFS == "none" || alone && disks != nil && len(c.shared) == 0}
+	return first{
+		container: c.id, disks: disks.sources(),
+		noShare: s.o.Config.QEMU.SharedFS == "none" || alone && disks.root != nil && len(c.shared) == 0,
+	}
 }
 
 // needsShare refuses a container that the pod's machine, without a share, cannot have.
-func (m *machine) needsShare(disks *storage.RootDisks, c *Container) error {
-	if m.daemon != nil || disks != nil && len(c.shared) == 0 {
+func (m *machine) needsShare(disks *containerDisks, c *Container) error {
+	if m.daemon != nil || disks.root != nil && len(c.shared) == 0 {
 		return nil
 	}
 	return fmt.Errorf("the pod's machine was started without a shared filesystem, which this container needs: name the pod's id in the first container too, or set shared_fs to \"virtio-fs\": %w", errdefs.ErrFailedPrecondition)
@@ -83,36 +123,27 @@ func (m *machine) needsShare(disks *storage.RootDisks, c *Container) error {
 
 // bootDisks adds the first container's disks to the machine.
 func (s *Sandbox) bootDisks(vc *hypervisor.Config, f first) {
-	if f.disks != nil {
-		vc.Disks = s.disks.Boot(f.container, f.disks.Sources())
-	}
+	vc.Disks = s.disks.Boot(f.container, f.disks)
 }
 
-// closeDisks closes what was opened and is in no machine.
-func closeDisks(d *storage.RootDisks) {
-	if d != nil {
-		d.Close()
-	}
-}
-
-// attachRoot makes the root's disks disks of the machine, unless it has them, and
-// says how the guest is to mount them. Release undoes it.
-func (c *Container) attachRoot(ctx context.Context, m *machine, d *storage.RootDisks) ([]*agentpb.Storage, error) {
-	if d == nil {
-		return nil, nil
-	}
+// attach makes a container's disks disks of the machine, those that it does not
+// have yet, and says what the guest is to do with them. s.detach undoes it. The
+// files belong to the machine or are closed.
+func (c *Container) attach(ctx context.Context, m *machine, d *containerDisks) (storages []*agentpb.Storage, devices []*agentpb.Device, err error) {
+	defer d.close()
 	places := map[*storage.Source]string{}
-	for i, src := range d.Sources() {
-		place, err := c.s.disks.Attach(ctx, m.vm, c.id, src)
-		if err != nil {
-			for _, rest := range d.Sources()[i+1:] {
-				rest.Close()
-			}
-			return nil, fmt.Errorf("rootfs: %w", err)
+	for _, src := range d.sources() {
+		if places[src], err = c.s.disks.Attach(ctx, m.vm, c.id, src); err != nil {
+			return nil, nil, err
 		}
-		places[src] = place
 	}
-	return d.Storages(c.id, places[d.Layers], places[d.Upper]), nil
+	if d.root != nil {
+		storages = d.root.Storages(c.id, places[d.root.Layers], places[d.root.Upper])
+	}
+	for _, dev := range d.devices {
+		devices = append(devices, &agentpb.Device{Id: places[dev.source], Type: "blk", ContainerPath: dev.path})
+	}
+	return storages, devices, nil
 }
 
 // detach gives back the disks of a container that the guest does not have any more.
@@ -122,7 +153,7 @@ func (s *Sandbox) detach(ctx context.Context, id string) error {
 		return nil //nolint:nilerr // they went with the machine
 	}
 	if err := s.disks.Release(ctx, m.vm, id); err != nil && !m.ending() {
-		return errors.Join(fmt.Errorf("container %s", id), err)
+		return fmt.Errorf("container %s: %w", id, err)
 	}
 	return nil
 }

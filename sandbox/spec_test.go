@@ -160,9 +160,6 @@ func TestValidateSpec(t *testing.T) {
 			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{
 				{Names: []string{"read"}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{Index: 6, Op: specs.OpEqualTo}}}}}
 		}, "linux.seccomp.syscalls[0].args[0].index"},
-		"block device": {func(s *specs.Spec) {
-			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/vda", Type: "b"}}
-		}, "linux.devices[0]"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := readSpec(t, "spec.json")

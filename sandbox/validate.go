@@ -44,12 +44,6 @@ func validateSpec(spec *specs.Spec, pod string) error {
 			}
 		}
 	}
-	for i, d := range spec.Linux.Devices {
-		if d.Type == "b" {
-			return refuse(fmt.Sprintf("linux.devices[%d] (%s)", i, d.Path), "a block device of the host is not passed to the guest this way",
-				"mount what is on it")
-		}
-	}
 	return nil
 }
 

@@ -92,11 +92,8 @@ func (f *Finder) BlockByName(ctx context.Context, name string) (string, error) {
 	}
 	path := filepath.Join(f.Dev, base)
 	return f.wait(ctx, "device "+name, func() (string, bool, error) {
-		_, err := os.Stat(path)
-		if errors.Is(err, os.ErrNotExist) {
-			return "", false, nil
-		}
-		return path, err == nil, err
+		ok, err := live(path)
+		return path, ok, err
 	})
 }
 
@@ -144,11 +141,25 @@ func (f *Finder) node(patterns ...string) (string, bool, error) {
 			continue
 		}
 		path := filepath.Join(f.Dev, filepath.Base(m[0]))
-		if _, err := os.Stat(path); err == nil {
-			return path, true, nil
+		if ok, err := live(path); ok || err != nil {
+			return path, ok, err
 		}
 	}
 	return "", false, nil
+}
+
+// live tells whether a device node can be used. The kernel makes the node of a disk
+// a moment before the disk (block/genhd.c, device_add_disk); opened in between, it
+// says ENXIO. The uevent comes after both.
+func live(path string) (bool, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	switch {
+	case err == nil:
+		return true, file.Close()
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENXIO):
+		return false, nil
+	}
+	return false, err
 }
 
 // wait calls look, and again after every uevent, until it finds something.

@@ -51,6 +51,10 @@ func (d *Disks) Boot(user string, sources []*Source) []hypervisor.Disk {
 	defer d.mu.Unlock()
 	var out []hypervisor.Disk
 	for _, s := range sources {
+		if d.all[s.Key] != nil { // twice in one container
+			s.Close()
+			continue
+		}
 		n := d.newDisk(s)
 		n.users = 1
 		d.held[user] = append(d.held[user], n)
@@ -184,6 +188,13 @@ func (d *Disks) detach(ctx context.Context, vm hypervisor.VM, user string, n *di
 	n.users++
 	d.held[user] = append(d.held[user], n)
 	return fmt.Errorf("detach disk: %w", err)
+}
+
+// has tells whether a source is a disk of the pod.
+func (d *Disks) has(key string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.all[key] != nil
 }
 
 // Attached counts the disks that are attached or being attached.

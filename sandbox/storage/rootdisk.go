@@ -55,8 +55,9 @@ type verity struct {
 	HashOffset uint64 `json:"hashoffset"`
 }
 
-// Open opens and checks the files of a root. Errors name the layer.
-func (r *Root) Open() (_ *RootDisks, err error) {
+// Open opens and checks the files of a root for a pod with the disks in. Errors
+// name the layer.
+func (r *Root) Open(in *Disks) (_ *RootDisks, err error) {
 	d := &RootDisks{root: r}
 	defer func() {
 		if err != nil {
@@ -71,7 +72,7 @@ func (r *Root) Open() (_ *RootDisks, err error) {
 	if r.Upper == nil {
 		return d, nil
 	}
-	if d.Upper, err = OpenSource(r.Upper.Source, r.ReadOnly || slices.Contains(r.Upper.Options, "ro")); err != nil {
+	if d.Upper, err = in.OpenSource(r.Upper.Source, r.ReadOnly || slices.Contains(r.Upper.Options, "ro")); err != nil {
 		return nil, fmt.Errorf("rootfs: %w", err)
 	}
 	return d, nil
@@ -202,8 +203,8 @@ func readVerity(path string, size uint64) (v verity, err error) {
 }
 
 // OpenSource opens a file or block device as a disk of its own. A block device
-// that is to be written must not be in use on the host.
-func OpenSource(path string, readOnly bool) (*Source, error) {
+// that is to be written must not be in use on the host, unless by this pod.
+func (d *Disks) OpenSource(path string, readOnly bool) (*Source, error) {
 	flags := os.O_RDWR
 	if readOnly {
 		flags = os.O_RDONLY
@@ -212,12 +213,22 @@ func OpenSource(path string, readOnly bool) (*Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("disk %s: %w", path, err)
 	}
-	key, err := fileKey(f)
-	if err != nil {
+	s := &Source{Parts: []hypervisor.DiskPart{{File: f}}, ReadOnly: readOnly}
+	if s.Key, err = fileKey(f); err == nil && !readOnly && isDevice(f) && !d.has(s.Key) {
 		f.Close()
+		// Refused while it is mounted, or held by somebody else (open(2)).
+		s.Parts[0].File, err = openFile(path, flags|unix.O_EXCL)
+	}
+	if err != nil {
+		s.Close()
 		return nil, fmt.Errorf("disk %s: %w", path, err)
 	}
-	return &Source{Key: key, Parts: []hypervisor.DiskPart{{File: f}}, ReadOnly: readOnly}, nil
+	return s, nil
+}
+
+func isDevice(f *os.File) bool {
+	st, err := f.Stat()
+	return err == nil && st.Mode()&os.ModeDevice != 0
 }
 
 // openFile opens a regular file or a block device; nothing else is a disk, and to
@@ -233,9 +244,6 @@ func openFile(path string, flags int) (*os.File, error) {
 	device := st.Mode()&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice
 	if !st.Mode().IsRegular() && !device {
 		return nil, fmt.Errorf("%s is a %s: want a regular file or a block device: %w", path, st.Mode().Type(), errdefs.ErrInvalidArgument)
-	}
-	if device && flags&os.O_RDWR != 0 {
-		flags |= unix.O_EXCL // refused while it is mounted or held (open(2))
 	}
 	f, err := os.OpenFile(path, flags|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -4,6 +4,7 @@ package storage
 
 import (
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -154,10 +155,11 @@ func reference(s string, count int) (index int, dir string, ok bool) {
 		return 0, "", false
 	}
 	n, err := strconv.Atoi(m[1])
-	if err != nil || n >= count {
+	dir = strings.TrimPrefix(m[2], "/")
+	if err != nil || n >= count || dir != "" && !filepath.IsLocal(dir) {
 		return 0, "", false
 	}
-	return n, strings.TrimPrefix(m[2], "/"), true
+	return n, dir, true
 }
 
 // lowerRefs reads the value of lowerdir: "{{ overlay FIRST LAST }}", in either
