@@ -185,10 +185,11 @@ func (b *box) processes(id string) (list []string) {
 	return list
 }
 
-// disks asks the guest which disks it has, with their serial numbers.
+// disks asks the guest which disks it has: their serial numbers, and whether they
+// are read-only. Which of two gets the first name depends on how fast each is.
 func (b *box) disks(id string) string {
 	b.Helper()
-	return b.shell(id, "cd /sys/block; for d in vd*; do test ! -e $d || echo $d $(cat $d/serial) $(cat $d/ro); done")
+	return b.shell(id, "cd /sys/block; for d in vd*; do test ! -e $d || echo $(cat $d/serial) $(cat $d/ro); done | sort")
 }
 
 func want(t *testing.T, what, got, want string) {
