@@ -103,6 +103,13 @@ func (h *configuredQEMU) templateKey() (template.Key, error) {
 	return k, errors.Join(k.AddFile("VMM", q.Path), k.AddFile("firmware", q.Firmware), k.AddFile("manifest", h.c.ManifestPath()), k.AddCPU())
 }
 
+// released waits until nothing is held for the machine, which has ended.
+func (h *configuredQEMU) released() {
+	if h.clones != nil {
+		h.clones.Wait()
+	}
+}
+
 // prepareTemplate makes the template that the machine could have been started
 // from, for the pods to come.
 func (h *configuredQEMU) prepareTemplate(ctx context.Context) {

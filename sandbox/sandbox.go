@@ -215,6 +215,9 @@ func (s *Sandbox) finish(reason error) {
 	}
 	share, _ := s.share() // exists, since the machine ran
 	s.m.release(share)
+	if h, ok := s.o.Hypervisor.(interface{ released() }); ok {
+		h.released()
+	}
 	s.endOnce.Do(func() { close(s.ended) })
 }
 

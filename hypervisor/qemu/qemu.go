@@ -162,17 +162,8 @@ func (s *start) config(context.Context) error {
 	if _, err := exec.LookPath(o.Path); err != nil {
 		return fmt.Errorf("QEMU binary (hypervisor.qemu.path): %w", err)
 	}
-	kernel, err := os.Open(c.Kernel)
-	if err != nil {
-		return fmt.Errorf("guest kernel (hypervisor.qemu.kernel): %w", err)
-	}
-	s.l.KernelFD = s.inherit.add(kernel)
-	if c.Initrd != "" {
-		initrd, err := os.Open(c.Initrd)
-		if err != nil {
-			return fmt.Errorf("guest initrd (hypervisor.qemu.initrd): %w", err)
-		}
-		s.l.InitrdFD = s.inherit.add(initrd)
+	if err := s.bootFiles(); err != nil {
+		return err
 	}
 	s.l.Accelerator, s.l.Machine, s.l.Firmware = o.Accelerator, o.Machine, o.Firmware
 	s.l.CPUModel, s.l.Sandbox = o.CPUModel, !o.NoSeccomp

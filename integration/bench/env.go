@@ -53,6 +53,7 @@ type Env struct {
 	bareArgs []string
 	phases   []string // of a start, in order
 	facts    []fact
+	cloned   *Env // of pods that start from a template; nil until one is measured
 }
 
 // fact is a line above the table: what the figures depend on.
@@ -77,6 +78,7 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, e.cri.Close(context.WithoutCancel(ctx))) }()
+	defer func() { err = errors.Join(err, e.stopClones(context.WithoutCancel(ctx))) }()
 	fmt.Fprintln(o.Progress, "first pod")
 	if err := e.learn(ctx); err != nil {
 		return nil, e.explain(err)
@@ -114,6 +116,7 @@ func (e *Env) Probes() []Probe {
 		e.rawVsock(), e.streams(),
 		e.pods(Kata), e.pods(Runc),
 		e.crowd(4), e.crowd(16),
+		e.cloneStart(), e.cloneMemory(),
 		e.idle(),
 	}
 }

@@ -33,6 +33,10 @@ var targets = []target{
 	{podFurther, BaseRow, 0.4},
 	{podDelete, BaseRow, 0.3},
 	{podsAtOnce(16), bareAtOnce(16), 1.3},
+	{cloneStart, BaseRow, 0.35},
+	{restoreRow, BaseRow, 0.12},
+	{clonePSS, "", 60},
+	{cloneShim, "", 12},
 }
 
 // judge says of each target whether the results reach it. Too few samples are no verdict.

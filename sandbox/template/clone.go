@@ -38,6 +38,8 @@ type Hypervisor struct {
 	// Log gets one line per event.
 	Log *slog.Logger
 
+	releases sync.WaitGroup // of memory, when machines have ended
+
 	mu     sync.Mutex
 	failed bool               // guarded by mu; no more clones
 	wanted *hypervisor.Config // guarded by mu; what a template is to be made of
@@ -146,17 +148,21 @@ func (h *Hypervisor) clone(ctx context.Context, t *Template, c hypervisor.Config
 		}
 		cc.Memory, cc.MemoryPrivate = m.File, true
 	}
-	loaded := time.Since(begin)
+	loaded, restoring := time.Since(begin), time.Now()
 	started = true
 	vm, err := h.Base.Start(ctx, cc)
 	if err != nil {
 		release()
 		return nil, err
 	}
-	go func() { <-vm.Done(); release() }()
-	h.Log.Info("cloned", "template", t.Digest, "shared", cc.MemoryPrivate, "t_load", loaded, "t_clone", time.Since(begin))
+	h.releases.Go(func() { <-vm.Done(); release() })
+	h.Log.Info("cloned", "template", t.Digest, "shared", cc.MemoryPrivate, "t_load", loaded, "t_restore", time.Since(restoring))
 	return vm, nil
 }
+
+// Wait returns when nothing is held for machines that have ended; those that
+// have not are waited for.
+func (h *Hypervisor) Wait() { h.releases.Wait() }
 
 // Prepare makes the template that the last Start did not find, if any. It is for
 // when the pod runs. That somebody else makes it is no error.
