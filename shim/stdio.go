@@ -28,9 +28,15 @@ const (
 	// reader: two pipes of 256 KiB at most, the connection's credit, and the buffers
 	// of both sides. What comes after as many was written after the exit.
 	drainBytes = 4 << 20
+	// drainReader: of an ended stream bytes are left in the pipe, and nobody has it
+	// open for reading. A containerd that has come back opens it before it deletes.
+	drainReader = time.Second
 )
 
-var errHeldOpen = errors.New("output is still held open after the process has ended")
+var (
+	errHeldOpen = errors.New("output is still held open after the process has ended")
+	errNoReader = errors.New("nobody reads the output's pipe")
+)
 
 // stdio copies between a process's streams and containerd's pipes. Pipes are
 // held open both ways, so that a client or containerd itself can come and go.
@@ -177,6 +183,19 @@ func (s *stdio) drain(ctx context.Context, exited time.Time) error {
 			held = err
 		}
 	}
+	taken := time.NewTimer(drainReader)
+	defer taken.Stop()
+	for _, c := range copies {
+		if r := c.kept(); r != nil && held == nil {
+			select {
+			case <-r.taken:
+			case <-taken.C:
+				held = errNoReader
+			case <-ctx.Done():
+				held = errNoReader
+			}
+		}
+	}
 	return held
 }
 
@@ -198,8 +217,11 @@ func (s *stdio) abort() { s.end(0) }
 func (s *stdio) end(patience time.Duration) {
 	s.mu.Lock()
 	closeAll(s.stdin, s.keepOpen)
-	streams := s.streams
+	streams, copies := s.streams, s.copies
 	s.mu.Unlock()
+	for _, c := range copies {
+		c.drop()
+	}
 	closeAll(s.out[:]...)
 	if streams != nil {
 		streams.Close()

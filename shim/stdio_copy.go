@@ -29,6 +29,10 @@ type outCopy struct {
 	once  sync.Once
 	done  chan struct{} // closed at the end, or at the limit
 	ended atomic.Bool   // it was the end
+
+	mu      sync.Mutex
+	rest    *rest // guarded by mu; what the pipe still holds after the end
+	dropped bool  // guarded by mu; nothing is kept any more
 }
 
 func newOutCopy(to io.WriteCloser, from io.ReadCloser) *outCopy {
@@ -56,11 +60,44 @@ func (c *outCopy) run() error {
 	}
 }
 
+// finish ends the copy; what the pipe holds then is kept until somebody reads it.
 func (c *outCopy) finish() {
-	c.to.Close()
 	c.from.Close()
+	rest := c.close()
 	c.ended.Store(true)
 	c.once.Do(func() { close(c.done) })
+	if rest != nil {
+		rest.await()
+	}
+}
+
+func (c *outCopy) close() *rest {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f, ok := c.to.(*os.File); ok && !c.dropped {
+		c.rest = keepRest(f)
+	} else {
+		c.to.Close()
+	}
+	return c.rest
+}
+
+// kept is what the pipe still holds, nil for nothing.
+func (c *outCopy) kept() *rest {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rest
+}
+
+// drop forgets what was kept, and keeps nothing any more.
+func (c *outCopy) drop() {
+	c.mu.Lock()
+	c.dropped = true
+	rest := c.rest
+	c.mu.Unlock()
+	if rest != nil {
+		rest.drop()
+	}
 }
 
 func (c *outCopy) count(n int) {

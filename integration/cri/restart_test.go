@@ -47,6 +47,7 @@ func testRestart(b *box) {
 	if s := ends.wait(); s.ExitCode != 3 {
 		b.Errorf("ended meanwhile: %v", s)
 	}
+	ends.awaitLog("over\n") // which waited in its pipe
 	b.touch(dir, "more")
 	stays.awaitLog("more\n")
 	if got := stays.shell("cat /proc/sys/kernel/random/boot_id"); got != boot {
