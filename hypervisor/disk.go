@@ -20,6 +20,13 @@ type DiskPlugger interface {
 	UnplugDisk(ctx context.Context, id string) error
 }
 
+// DiskResizer is implemented by machines whose disks can change their size.
+type DiskResizer interface {
+	// ResizeDisk tells the guest that the disk with that ID has now so many bytes. A
+	// regular file is made that long; a block device must be already.
+	ResizeDisk(ctx context.Context, id string, bytes uint64) error
+}
+
 // SectorBytes is the unit in which the parts of a disk are counted.
 const SectorBytes = 512
 

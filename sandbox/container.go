@@ -45,6 +45,7 @@ type Container struct {
 	synced, shared []int
 	sources        map[int]string
 	volumes        []*agentpb.Storage // what the guest makes or mounts for them
+	direct         []directMount      // written before the container is published
 
 	timings *timings // written before the container is published, then by the one Start
 
@@ -117,6 +118,11 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 		disks.close()
 		return nil, errors.Join(fmt.Errorf("create container: %w", err), s.detach(context.WithoutCancel(ctx), c.id), share.Remove(c.id))
 	}
+	defer func() {
+		if err != nil {
+			c.leaveDirect()
+		}
+	}()
 	if err := c.create(ctx, spec, disks); err != nil {
 		return nil, errors.Join(fmt.Errorf("create container: %w", err), s.detach(context.WithoutCancel(ctx), c.id), share.Remove(c.id))
 	}
@@ -213,6 +219,11 @@ func (c *Container) create(ctx context.Context, spec *specs.Spec, disks *contain
 	if err != nil {
 		return err
 	}
+	direct, err := c.attachDirect(ctx, m)
+	if err != nil {
+		return err
+	}
+	storages = append(append(storages, c.volumes...), direct...)
 	stdio, err := m.agent.OpenStdio(ctx, c.id, c.id, c.init.wants)
 	if err != nil {
 		return err
@@ -220,7 +231,7 @@ func (c *Container) create(ctx context.Context, spec *specs.Spec, disks *contain
 	in, out, errp := stdio.Ports()
 	resp, err := m.agent.CreateContainer(ctx, &agentpb.CreateContainerRequest{
 		ContainerId: c.id, ExecId: c.id, OCI: wireSpec(spec), SandboxPidns: sharesPIDNamespace(c.spec),
-		Storages: append(storages, c.volumes...), Devices: devices,
+		Storages: storages, Devices: devices,
 		StdinPort: in, StdoutPort: out, StderrPort: errp,
 	})
 	if err != nil {
@@ -449,6 +460,7 @@ func (c *Container) release() error {
 	if err := c.runHooks(context.Background(), "poststop", c.hooks().Poststop, specs.StateStopped); err != nil {
 		c.s.o.Log.Warn("hook", "container", c.id, "error", err)
 	}
+	c.leaveDirect()
 	share, err := c.s.share()
 	if err == nil {
 		err = share.Remove(c.id)

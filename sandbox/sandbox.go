@@ -53,6 +53,8 @@ type Options struct {
 	// HostMounts is the mount namespace that paths of specifications are in; nil for
 	// this process's own. It stays open as long as the sandbox.
 	HostMounts *os.File
+	// DirectVolumes is the register of direct-assigned volumes, directvolume.Root; empty for none.
+	DirectVolumes string
 	// Log gets one line per event.
 	Log *slog.Logger
 	// OOM is told the id of a container in which the guest's kernel killed a

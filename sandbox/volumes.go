@@ -126,6 +126,16 @@ func (c *Container) syncVolumes(share *storage.Share) error {
 	c.sources = map[int]string{}
 	for i, m := range c.spec.Mounts {
 		plan := planMount(m)
+		if plan == mountShared {
+			in, err := c.planDirect(i, m)
+			if err != nil {
+				return mountError(i, m, err)
+			}
+			if in != "" {
+				c.sources[i] = in
+				continue
+			}
+		}
 		if plan == mountShared && volumePlugin(m.Source) == emptyDirPlugin {
 			in, err := c.memoryVolume(share, m)
 			if err != nil {

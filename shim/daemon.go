@@ -24,6 +24,7 @@ import (
 
 	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/internal/config"
+	"github.com/kata-v2/kata/internal/directvolume"
 	"github.com/kata-v2/kata/sandbox"
 	"github.com/kata-v2/kata/sandbox/cgroup"
 	"github.com/kata-v2/kata/sandbox/ledger"
@@ -98,7 +99,7 @@ func serve(ctx context.Context, d daemonParams, l net.Listener, led *ledger.Ledg
 	pub := newPublisher(d.Namespace, d.TTRPCAddress, log)
 	sb := sandbox.New(sandbox.Options{
 		ID: d.Group, Key: d.Key, Config: cfg, Ledger: led, HostCPUs: runtime.NumCPU(), Cgroups: &cgroups, Log: log,
-		HostMounts: os.NewFile(daemonMountsFD, "mounts"),
+		HostMounts: os.NewFile(daemonMountsFD, "mounts"), DirectVolumes: directvolume.Root,
 		Hypervisor: sandbox.NewQEMU(cfg, log),
 		OOM: func(container string) {
 			pub.publish(topicOOM, &events.TaskOOM{ContainerID: container})
@@ -113,6 +114,7 @@ func serve(ctx context.Context, d daemonParams, l net.Listener, led *ledger.Ledg
 		return fmt.Errorf("ttrpc server: %w", err)
 	}
 	register(server, svc)
+	registerVolumes(server, sb)
 	registerSandbox(server, &sandboxService{
 		svc: svc, sb: sb, log: log, load: d.Config, files: filepath.Join(led.Dir(), "etc"),
 		hypervisor: func(c *config.Config) hypervisor.Hypervisor { return sandbox.NewQEMU(c, log) },

@@ -97,6 +97,23 @@ func (f *Finder) BlockByName(ctx context.Context, name string) (string, error) {
 	})
 }
 
+// BlockGrown waits until the disk with a device number has at least so many bytes:
+// the kernel hears of a new size from the hypervisor by an interrupt and says so
+// in a uevent (RESIZE=1).
+func (f *Finder) BlockGrown(ctx context.Context, dev, bytes uint64) error {
+	name := fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev))
+	size := filepath.Join(f.Sys, "dev", "block", name, "size")
+	_, err := f.wait(ctx, fmt.Sprintf("disk %s of %d bytes", name, bytes), func() (string, bool, error) {
+		b, err := os.ReadFile(size)
+		if err != nil {
+			return "", false, err
+		}
+		sectors, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+		return "", sectors*512 >= bytes, err
+	})
+	return err
+}
+
 // NetByPCI returns the name of the network interface at a PCI path, waiting for it.
 func (f *Finder) NetByPCI(ctx context.Context, path string) (string, error) {
 	return f.wait(ctx, "network interface at PCI path "+path, func() (string, bool, error) {

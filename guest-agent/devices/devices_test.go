@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kata-v2/kata/guest-agent/fault"
 )
 
@@ -57,5 +59,22 @@ func TestAbsentDeviceTimesOut(t *testing.T) {
 	}
 	if _, err := f.BlockByName(context.Background(), "/dev/../etc/passwd"); fault.KindOf(err) != fault.InvalidArgument {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestBlockGrown(t *testing.T) {
+	f := tree(t, "sys/dev/block/254:16", "dev")
+	if err := os.WriteFile(filepath.Join(f.Sys, "dev/block/254:16/size"), []byte("4096\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	if err := f.BlockGrown(ctx, unix.Mkdev(254, 16), 4096*512); err != nil {
+		t.Error(err)
+	}
+	if err := f.BlockGrown(ctx, unix.Mkdev(254, 16), 4096*512+1); fault.KindOf(err) != fault.NotFound || !strings.Contains(err.Error(), "254:16") {
+		t.Errorf("a disk that stays too small: %v", err)
+	}
+	if err := f.BlockGrown(ctx, unix.Mkdev(254, 17), 1); err == nil {
+		t.Error("a disk that is not there has grown")
 	}
 }

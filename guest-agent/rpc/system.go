@@ -127,8 +127,8 @@ func swapOn(node string) error {
 	return nil
 }
 
-// ResizeVolume grows a mounted ext4 volume after its disk has grown; 0 fills the disk.
-func (s *Service) ResizeVolume(_ context.Context, req *agentpb.ResizeVolumeRequest) (*emptypb.Empty, error) {
+// ResizeVolume grows a mounted ext4 volume after its disk has grown.
+func (s *Service) ResizeVolume(ctx context.Context, req *agentpb.ResizeVolumeRequest) (*emptypb.Empty, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(req.VolumeGuestPath, &st); err != nil {
 		return nil, fault.New(fault.NotFound, "volume_guest_path %s: %w", req.VolumeGuestPath, err)
@@ -143,6 +143,13 @@ func (s *Service) ResizeVolume(_ context.Context, req *agentpb.ResizeVolumeReque
 	defer f.Close()
 	if req.Size == 0 {
 		return nil, fault.New(fault.InvalidArgument, "size is 0: want the new size in bytes")
+	}
+	var on unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &on); err != nil {
+		return nil, err
+	}
+	if err := s.Finder.BlockGrown(ctx, on.Dev, req.Size); err != nil {
+		return nil, err
 	}
 	blocks := req.Size / uint64(st.Bsize)
 	const ext4ResizeFS = 0x40086610 // _IOW('f', 16, __u64), EXT4_IOC_RESIZE_FS

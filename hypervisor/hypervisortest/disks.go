@@ -65,6 +65,17 @@ func (vm *FakeVM) UnplugDisk(ctx context.Context, id string) error {
 	return ctx.Err()
 }
 
+// ResizeDisk implements hypervisor.DiskResizer.
+func (vm *FakeVM) ResizeDisk(ctx context.Context, id string, _ uint64) error {
+	f := &vm.disks
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !slices.Contains(f.ports, id) {
+		return fmt.Errorf("resize disk %s: there is none", id)
+	}
+	return ctx.Err()
+}
+
 // Disks are the IDs of the machine's disks, as text with a blank between them.
 func (vm *FakeVM) Disks() string {
 	vm.disks.mu.Lock()

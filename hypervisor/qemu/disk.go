@@ -254,6 +254,14 @@ func (vm *VM) plugDisk(ctx context.Context, d hypervisor.Disk, port int) (err er
 	return nil
 }
 
+// ResizeDisk implements hypervisor.DiskResizer (QEMU qapi/block-core.json, block_resize).
+func (vm *VM) ResizeDisk(ctx context.Context, id string, bytes uint64) error {
+	if err := vm.qmp.execute(ctx, "block_resize", map[string]any{"node-name": nodeName(id), "size": bytes}, nil); err != nil {
+		return fmt.Errorf("resize disk %s to %d bytes: %w", id, bytes, err)
+	}
+	return nil
+}
+
 // removeSets closes the files that QEMU was handed.
 func (vm *VM) removeSets(ctx context.Context, sets []int) error {
 	var errs []error

@@ -44,6 +44,7 @@ func TestPod(t *testing.T) {
 		{"SyncedVolumes", testSyncedVolumes},
 		{"PodVolumes", testPodVolumes},
 		{"Propagation", testPropagation},
+		{"DirectVolume", testDirectVolume},
 		{"Shm", testShm},
 		{"ReadOnlyRoot", testReadOnlyRoot},
 		{"User", testUser},

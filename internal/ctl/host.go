@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/kata-v2/kata/internal/directvolume"
 )
 
 // ShimName is the program that containerd starts for the runtime type
@@ -24,6 +26,7 @@ const (
 type host struct {
 	kvm, vhostVsock, vhostNet, tun string
 	containerdConfig               string
+	directVolumes                  string
 	lookPath                       func(string) (string, error)
 }
 
@@ -31,6 +34,7 @@ func thisHost() host {
 	return host{
 		kvm: "/dev/kvm", vhostVsock: "/dev/vhost-vsock", vhostNet: "/dev/vhost-net", tun: "/dev/net/tun",
 		containerdConfig: "/etc/containerd/config.toml",
+		directVolumes:    directvolume.Root,
 		lookPath:         exec.LookPath,
 	}
 }

@@ -150,6 +150,43 @@ func plug(ctx context.Context, vm hypervisor.VM, id string, s *Source) (string, 
 	return place, nil
 }
 
+// AttachPath is Attach for the file or block device at a path.
+func (d *Disks) AttachPath(ctx context.Context, vm hypervisor.VM, user, path string, readOnly bool) (string, error) {
+	s, err := d.OpenSource(path, readOnly)
+	if err != nil {
+		return "", err
+	}
+	return d.Attach(ctx, vm, user, s)
+}
+
+// ID is that of the disk with a key, and whether there is one.
+func (d *Disks) ID(key string) (string, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if n := d.all[key]; n != nil && n.gone == nil {
+		return n.id, true
+	}
+	return "", false
+}
+
+// Resize tells the guest of the new size, in bytes, of the disk that is the file
+// or device at path; a file is made that long.
+func (d *Disks) Resize(ctx context.Context, vm hypervisor.VM, path string, bytes uint64) error {
+	key, err := pathKey(path)
+	if err != nil {
+		return err
+	}
+	id, there := d.ID(key)
+	if !there {
+		return fmt.Errorf("disk %s is not one of this pod's: %w", path, errdefs.ErrNotFound)
+	}
+	r, ok := vm.(hypervisor.DiskResizer)
+	if !ok {
+		return fmt.Errorf("this hypervisor's disks keep their size: %w", errdefs.ErrNotImplemented)
+	}
+	return r.ResizeDisk(ctx, id, bytes)
+}
+
 // Release takes a user away and detaches what nobody else uses. The guest must
 // have let go of it. It is idempotent, unless it fails: then the rest is held on.
 func (d *Disks) Release(ctx context.Context, vm hypervisor.VM, user string) error {

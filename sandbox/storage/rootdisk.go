@@ -269,13 +269,26 @@ func fileKey(f *os.File) (string, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return "", err
 	}
+	return statKey(&st), nil
+}
+
+// pathKey is the key that OpenSource gives the disk at path.
+func pathKey(path string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", fmt.Errorf("disk %s: %w", path, typed(err))
+	}
+	return statKey(&st), nil
+}
+
+func statKey(st *unix.Stat_t) string {
 	switch {
 	case st.Mode&unix.S_IFMT == unix.S_IFBLK:
-		return fmt.Sprintf("b%x,", st.Rdev), nil
+		return fmt.Sprintf("b%x,", st.Rdev)
 	case st.Nlink == 0: // in memory
-		return "", nil
+		return ""
 	}
-	return fmt.Sprintf("%x:%x,", st.Dev, st.Ino), nil
+	return fmt.Sprintf("%x:%x,", st.Dev, st.Ino)
 }
 
 // GuestRoot is where a container's root of disks is mounted in the guest.
