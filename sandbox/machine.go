@@ -55,6 +55,7 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 		return m, err
 	}
 	s.bootDisks(&vc, f)
+	vc.HotplugPorts = portsBeside(&vc, f.alone)
 	vm, err := s.startVMM(ctx, m, share, vc, f.noShare)
 	if err != nil {
 		s.disks.Booted(f.container, nil, err)
@@ -92,7 +93,6 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 func (s *Sandbox) startVMM(ctx context.Context, m *machine, share *storage.Share, vc hypervisor.Config, noShare bool) (hypervisor.VM, error) {
 	var again hypervisor.Config // in case of a second start
 	if s.o.Config.Factory.EnableTemplate {
-		vc.HotplugPorts -= len(vc.Disks) // as many in all machines, which then have one template
 		var err error
 		if again, err = vc.Dup(); err != nil {
 			vc.CloseDevices()

@@ -63,6 +63,23 @@ func hotplugPortsOf(c *config.Config) int {
 	return hotplugPorts + diskPorts
 }
 
+// alonePorts is how many devices a machine can have, or get, whose pod is one container: each
+// port costs 1.6 MiB and 5 ms of every start (docs/decisions.md).
+const alonePorts = 4
+
+// portsBeside is how many ports a machine has beside those of its disks at boot:
+// as many in all machines of a kind, which then have one template.
+func portsBeside(vc *hypervisor.Config, alone bool) int {
+	all := vc.HotplugPorts
+	if alone {
+		all = min(all, alonePorts)
+	}
+	if all == 0 {
+		return 0
+	}
+	return max(all-len(vc.Disks), 1)
+}
+
 // hotplugPorts is how many network devices a running machine can get.
 const hotplugPorts = 4
 

@@ -73,23 +73,33 @@ func (h *configuredQEMU) withTemplates(b *qemu.Hypervisor) error {
 // Templates are those of a configuration.
 func Templates(c *config.Config) *template.Store { return &template.Store{Dir: c.Factory.TemplatePath} }
 
-// MakeTemplate makes the template from which pods of a configuration start,
-// unless it is there, and returns its digest.
-func MakeTemplate(ctx context.Context, c *config.Config, hostCPUs int, log *slog.Logger) (string, error) {
+// MakeTemplates makes the templates from which pods of a configuration start,
+// one for a pod of one container and one for pods of several, unless they are
+// there, and returns their digests.
+func MakeTemplates(ctx context.Context, c *config.Config, hostCPUs int, log *slog.Logger) ([]string, error) {
 	if c.QEMU.MachineType == qemu.MicroVM {
-		return "", fmt.Errorf("hypervisor.qemu.machine_type is %q: templates need q35: %w", c.QEMU.MachineType, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("hypervisor.qemu.machine_type is %q: templates need q35: %w", c.QEMU.MachineType, errdefs.ErrInvalidArgument)
 	}
 	h := &configuredQEMU{c: c, log: log}
-	vc := planVM(c, "template", "template", "", hostCPUs)
-	vc.HotplugPorts = hotplugPortsOf(c)
-	b, err := h.backend(ctx, &vc)
-	if err != nil {
-		return "", err
+	var digests []string
+	for _, alone := range []bool{true, false} {
+		vc := planVM(c, "template", "template", "", hostCPUs)
+		vc.HotplugPorts = hotplugPortsOf(c)
+		vc.HotplugPorts = portsBeside(&vc, alone)
+		b, err := h.backend(ctx, &vc)
+		if err != nil {
+			return nil, err
+		}
+		if err := h.withTemplates(b); err != nil {
+			return nil, err
+		}
+		digest, err := h.clones.Make(ctx, vc)
+		if err != nil {
+			return nil, err
+		}
+		digests = append(digests, digest)
 	}
-	if err := h.withTemplates(b); err != nil {
-		return "", err
-	}
-	return h.clones.Make(ctx, vc)
+	return digests, nil
 }
 
 // templateKey is what a template depends on beside the machine's configuration.

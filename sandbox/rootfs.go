@@ -102,13 +102,17 @@ type first struct {
 	container string
 	disks     []*storage.Source
 	noShare   bool // nothing of the host is shared with the guest
+	alone     bool // nobody has said that other containers will come
 }
+
+// groupKey is set by clients of containerd on a container that others are to join.
+const groupKey = "io.containerd.runc.v2.group"
 
 // firstOf is that container's part of the machine.
 func (s *Sandbox) firstOf(c *Container, disks *containerDisks) first {
 	alone := c.id == s.o.ID && c.spec.Annotations[containerTypeKey] == ""
 	return first{
-		container: c.id, disks: disks.sources(),
+		container: c.id, disks: disks.sources(), alone: alone && c.spec.Annotations[groupKey] == "",
 		noShare: s.o.Config.QEMU.SharedFS == "none" || alone && disks.root != nil && len(c.shared) == 0,
 	}
 }

@@ -18,7 +18,7 @@ import (
 )
 
 // phases are those that hypervisor.StartError documents.
-var phases = []string{"config", "vsock", "exec", "qmp", "boot"}
+var phases = []string{"config", "vsock", "exec", "qmp", "restore", "boot"}
 
 var errStarted = errors.New("the caller does not want it")
 

@@ -42,6 +42,8 @@ type Harness struct {
 	// NoHotplug says that the machine takes nothing while it runs: it refuses
 	// Config.HotplugPorts and MaxCPUs, and says why.
 	NoHotplug bool
+	// Saves says that machines can be saved (Snapshotter) and restored.
+	Saves bool
 	// Accelerator is what Info must name.
 	Accelerator string
 	// Timeout bounds every step, a boot included.
@@ -55,7 +57,7 @@ type suite struct {
 	mu   sync.Mutex
 }
 
-// Run runs the whole suite as subtests of t: three machines are booted, and a few
+// Run runs the whole suite as subtests of t: three machines, four where they can be saved, are booted, and a few
 // more are started and ended before they have.
 func Run(t *testing.T, h Harness) {
 	for _, tt := range []struct {
@@ -68,6 +70,7 @@ func Run(t *testing.T, h Harness) {
 		{"StoppedDuringBoot", (*suite).stoppedDuringBoot},
 		{"Life", (*suite).life},
 		{"TwoMachines", (*suite).twoMachines},
+		{"Clones", (*suite).clones},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := &suite{T: t, Harness: h}

@@ -38,6 +38,7 @@ func conformance(t *testing.T, machine string) {
 		},
 		EarlyDriver: guestimage.BuiltIn(t),
 		NoHotplug:   machine == MicroVM,
+		Saves:       machine == Q35,
 		Accelerator: TCG,
 		Timeout:     60 * time.Second,
 	})

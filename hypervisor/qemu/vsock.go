@@ -30,7 +30,7 @@ func openVsock(c hypervisor.Config, log *slog.Logger) (*vsockDevice, error) {
 	want, dir := c.Vsock, c.Dir
 	switch want {
 	case hypervisor.VsockSerial:
-		return openSerial(c.Restore != nil)
+		return openSerial(c.Restore != nil, dir, log)
 	case "", hypervisor.VsockAuto:
 		if vsock.KernelAvailable() {
 			return openKernelVsock()
@@ -61,8 +61,8 @@ func openUserVsock(dir string, log *slog.Logger) (*vsockDevice, error) {
 	return &vsockDevice{Device: d, backend: hypervisor.VsockVhostUser, cid: guestCID, file: d.QEMUFile()}, nil
 }
 
-func openSerial(restored bool) (*vsockDevice, error) {
-	d, err := vsock.NewSerial(restored)
+func openSerial(restored bool, dir string, log *slog.Logger) (*vsockDevice, error) {
+	d, err := vsock.NewSerial(vsock.SerialConfig{Restored: restored, HybridPath: filepath.Join(dir, hybridSocket), Logger: log})
 	if err != nil {
 		return nil, err
 	}

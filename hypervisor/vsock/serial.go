@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"sync"
@@ -27,27 +28,47 @@ type Serial struct {
 	want     chan struct{} // closed when the guest shall go on
 	wantOnce sync.Once
 	ready    chan struct{} // closed when the guest serves
+	hybrid   *hybrid
 	wg       sync.WaitGroup
 }
 
 var _ Device = (*Serial)(nil)
 
-// NewSerial makes a device and waits for QEMU to take its QEMUFile. The guest of
-// a machine that is restored goes on at once; that of another one serves, and
-// may be saved, until the first Dial.
-func NewSerial(restored bool) (*Serial, error) {
+// SerialConfig describes a Serial device.
+type SerialConfig struct {
+	// Restored says that the machine is: its guest goes on at once. That of another
+	// one serves, and may be saved, until the first Dial.
+	Restored bool
+	// HybridPath is as UserConfig's.
+	HybridPath string
+	// Logger gets one line per event; nil for slog.Default().
+	Logger *slog.Logger
+}
+
+// NewSerial makes a device and waits for QEMU to take its QEMUFile.
+func NewSerial(cfg SerialConfig) (*Serial, error) {
 	conn, qemu, err := socketPair()
 	if err != nil {
 		return nil, err
 	}
 	d := &Serial{
-		conn: conn, qemu: qemu, restored: restored, want: make(chan struct{}), ready: make(chan struct{}),
+		conn: conn, qemu: qemu, restored: cfg.Restored, want: make(chan struct{}), ready: make(chan struct{}),
 		mux: channel.New(channel.Config{Host: true, Addr: func(peer bool, port uint32) net.Addr {
 			if peer {
 				return Addr{CID: DefaultGuestCID, Port: port}
 			}
 			return Addr{CID: HostCID, Port: port}
 		}}),
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.HybridPath != "" {
+		if d.hybrid, err = listenHybrid(cfg.HybridPath, d, cfg.Logger); err != nil {
+			_ = conn.Close()
+			_ = qemu.Close()
+			return nil, err
+		}
 	}
 	d.wg.Go(d.run)
 	return d, nil
@@ -109,6 +130,9 @@ func (d *Serial) Listen(port uint32) (net.Listener, error) { return d.mux.Listen
 
 // Close implements Device.
 func (d *Serial) Close() error {
+	if d.hybrid != nil {
+		d.hybrid.close()
+	}
 	err := d.mux.Close()
 	_ = d.conn.Close()
 	d.wg.Wait()

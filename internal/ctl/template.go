@@ -24,7 +24,7 @@ func newTemplate(o *options) *cobra.Command {
 		Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(
-		command("init", "Make the template of the configuration, unless it is there", o, (*options).templateInit),
+		command("init", "Make the templates of the configuration, unless they are there", o, (*options).templateInit),
 		command("status", "List the templates and compare each with what was saved; exits 1 when one is broken", o, (*options).templateStatus),
 		command("destroy", "Remove all templates; running pods go on", o, (*options).templateDestroy),
 	)
@@ -37,15 +37,17 @@ func (o *options) templateInit(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	digest, err := sandbox.MakeTemplate(ctx, c, runtime.NumCPU(), slog.New(slog.DiscardHandler))
+	digests, err := sandbox.MakeTemplates(ctx, c, runtime.NumCPU(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
 	if o.json {
-		return printJSON(w, map[string]string{"digest": digest})
+		return printJSON(w, map[string][]string{"digests": digests})
 	}
-	_, err = fmt.Fprintln(w, digest)
-	return err
+	for _, d := range digests {
+		fmt.Fprintln(w, d)
+	}
+	return nil
 }
 
 // TemplateStatus is one template as "kata-ctl template status" shows it; with

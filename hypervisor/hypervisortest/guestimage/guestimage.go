@@ -32,6 +32,7 @@ const initPackage = "github.com/kata-v2/kata/hypervisor/vsock/vsocktest/guestini
 // wants are what a guest needs for virtio-vsock and for memory that comes and goes.
 var wants = []modules.Want{
 	{Group: modules.Boot, Name: "virtio_pci"}, {Group: modules.Boot, Name: "vmw_vsock_virtio_transport"},
+	{Group: modules.Boot, Name: "virtio_console"},
 	{Group: modules.Boot, Name: "virtio_mem"}, {Group: modules.Boot, Name: "virtio_balloon"},
 }
 
@@ -68,7 +69,7 @@ func Write(path, modulesDir string) error {
 		return fmt.Errorf("guest image: %w", err)
 	}
 	entries := []cpio.Entry{
-		cpio.Dir("dev", 0o755), cpio.Dir("modules", 0o755), cpio.Dir("proc", 0o755),
+		cpio.Dir("dev", 0o755), cpio.Dir("modules", 0o755), cpio.Dir("proc", 0o755), cpio.Dir("sys", 0o755),
 		cpio.CharDevice("dev/console", 0o600, 5, 1),
 		cpio.File("init", 0o755, init),
 	}

@@ -51,6 +51,9 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	if slices.Contains(strings.Fields(string(line)), guestsvc.SerialParam) {
+		return runSerial(modules)
+	}
 	listening := false
 	for _, m := range modules {
 		// Listen once the socket family is there, before the device is: what the

@@ -45,6 +45,8 @@ const RawSeed = 0
 const (
 	ReadyParam = "guestsvc.ready_port"
 	StuckParam = "guestsvc.stuck"
+	// SerialParam makes the guest use a virtio-serial port (package channel) in place of vsock.
+	SerialParam = "guestsvc.serial"
 )
 
 // Net is the guest's network: its listeners and dials are to vsock ports. Every
