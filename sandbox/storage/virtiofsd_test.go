@@ -6,9 +6,11 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -173,5 +175,59 @@ func TestDaemonThatDoesNotStart(t *testing.T) {
 				t.Errorf("the VMM's end of the connection: %v", err)
 			}
 		})
+	}
+}
+
+// worker is the process that serves: the daemon in C forks it into its sandbox.
+func worker(t *testing.T, d *Daemon) int {
+	t.Helper()
+	children := strings.Fields(read(t, fmt.Sprintf("/proc/%d/task/%d/children", d.PID(), d.PID())))
+	if len(children) != 1 {
+		t.Fatalf("the daemon has the children %q; want one", children)
+	}
+	pid, err := strconv.Atoi(children[0])
+	must(t, err)
+	return pid
+}
+
+// What serves a hostile guest has no more than serving files of any user takes,
+// sees nothing but the share, and may make few system calls.
+func TestDaemonIsConfined(t *testing.T) {
+	d, _ := startDaemon(t)
+	pid, dir := worker(t, d), ""
+	for _, arg := range d.cmd.Args {
+		if source, ok := strings.CutPrefix(arg, "source="); ok {
+			dir = source
+		}
+	}
+	status := map[string]string{}
+	for line := range strings.Lines(read(t, fmt.Sprintf("/proc/%d/status", pid))) {
+		k, v, _ := strings.Cut(strings.TrimSpace(line), ":")
+		status[k] = strings.TrimSpace(v)
+	}
+	// chown, dac_override, fowner, fsetid, setgid, setuid, mknod, setfcap
+	// (include/uapi/linux/capability.h): to act as any user on files of any owner.
+	const serve = "00000000880000db"
+	const none = "0000000000000000"
+	for key, want := range map[string]string{"CapEff": serve, "CapPrm": serve, "CapInh": none, "CapBnd": none, "CapAmb": none, "Seccomp": "2", "NoNewPrivs": "1"} {
+		if status[key] != want {
+			t.Errorf("%s is %s; want %s", key, status[key], want)
+		}
+	}
+	mounts := strings.Split(strings.TrimSpace(read(t, fmt.Sprintf("/proc/%d/mountinfo", pid))), "\n")
+	if f := strings.Fields(mounts[0]); len(mounts) != 1 || f[3] != dir || f[4] != "/" {
+		t.Errorf("it sees %q; want %s alone", mounts, dir)
+	}
+	for _, ns := range []string{"mnt", "net", "pid"} {
+		theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, ns))
+		must(t, err)
+		if ours, err := os.Readlink("/proc/self/ns/" + ns); err != nil || ours == theirs {
+			t.Errorf("it shares our namespace %s, %v", ours, err)
+		}
+	}
+	var files unix.Rlimit
+	must(t, unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &files))
+	if files.Cur == unix.RLIM_INFINITY || files.Max != files.Cur {
+		t.Errorf("it may open %d files, or %d", files.Cur, files.Max)
 	}
 }
