@@ -74,6 +74,9 @@ func (p *Pod) CreateContainer(ctx context.Context, req *agentpb.CreateContainerR
 	var undo undo
 	c, err := p.create(ctx, req, spec, &undo)
 	if err != nil {
+		if c != nil { // a program that could not be read is reported as one that could not be run
+			err = errors.Join(err, p.cfg.Storage.Corruption(c.storages))
+		}
 		if uerr := undo.run(); uerr != nil {
 			p.cfg.Log.Warn("container not cleanly undone", agentlog.KeyContainer, id, agentlog.KeyError, uerr.Error())
 		}
@@ -124,7 +127,7 @@ func (p *Pod) create(ctx context.Context, req *agentpb.CreateContainerRequest, s
 	c.poststart = spec.Hooks != nil && len(spec.Hooks.Poststart) > 0
 	c.poststop = spec.Hooks != nil && len(spec.Hooks.Poststop) > 0
 	if err := p.makeInit(ctx, c, req, spec, resources, undo); err != nil {
-		return nil, err
+		return c, err
 	}
 	if pause {
 		p.holdPIDNS(c.init.PID())

@@ -8,6 +8,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/kata-v2/kata/guest-agent/agentlog"
 	"github.com/kata-v2/kata/guest-agent/engine"
 	"github.com/kata-v2/kata/guest-agent/reaper"
 	"github.com/kata-v2/kata/guest-agent/streams"
@@ -97,6 +98,9 @@ func (c *Container) watch(pr *Process) {
 	pr.eng.Release()
 	pr.IO.Exited()
 	c.processGone(pr)
+	if err := c.pod.cfg.Storage.Corruption(c.storages); err != nil {
+		c.pod.cfg.Log.Error("a process may have ended for it", agentlog.KeyContainer, c.ID, agentlog.KeyError, err.Error())
+	}
 	close(pr.done)
 	select {
 	case <-pr.IO.Drained():

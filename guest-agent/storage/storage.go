@@ -172,6 +172,22 @@ func (m *Manager) make(ctx context.Context, h handler, s *agentpb.Storage, mp, c
 	return nil
 }
 
+// Corruption names the layers of mount points of which a read has failed
+// dm-verity's check: the reader has got an I/O error.
+func (m *Manager) Corruption(mps []string) error {
+	var errs []error
+	for _, mp := range mps {
+		m.mu.Lock()
+		e := m.entries[mp]
+		m.mu.Unlock()
+		if e != nil {
+			<-e.ready
+			errs = append(errs, e.corruption())
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func (m *Manager) forget(mp string, e *entry) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -49,7 +49,8 @@ func TestHundredLayers(t *testing.T) {
 func TestQuotaAndHotPlug(t *testing.T) {
 	other := onBusybox(t, layered("example.com/other:latest", 2))
 	b := openBox(t, "quota", quota(), other)
-	b.start(lab.BusyboxImage, "pod")
+	member := []string{"--annotation", "io.containerd.runc.v2.group=pod"} // the first one too: a pod of several
+	b.start(lab.BusyboxImage, "pod", member...)
 	const first = "disk0 1\ndisk1 0"
 	want(t, "disks of the first container", b.disks("pod"), first)
 	r := b.ctr("tasks", "exec", "--exec-id", "fill", "--fifo-dir", b.c.FIFODir(), "pod", "dd", "if=/dev/zero", "of=/fill", "bs=1M", "count=32")
@@ -57,7 +58,6 @@ func TestQuotaAndHotPlug(t *testing.T) {
 		t.Errorf("more than fits was written: %+v", r)
 	}
 	b.shell("pod", "rm /fill; echo x >/kept; sync")
-	member := []string{"--annotation", "io.containerd.runc.v2.group=pod"}
 	b.start(lab.BusyboxImage, "same", member...)
 	want(t, "disks with one of the same image", b.disks("pod"), first+"\ndisk2 0")
 	b.start(other.Name, "other", member...)
