@@ -47,7 +47,8 @@ func testRestart(b *box) {
 	if s := ends.wait(); s.ExitCode != 3 {
 		b.Errorf("ended meanwhile: %v", s)
 	}
-	ends.awaitLog("over\n") // which waited in its pipe
+	// What it wrote last waits in its pipe (the shim's TestLastWords), but containerd
+	// does not read it for certain: it cancels the opening of the pipe before it deletes.
 	b.touch(dir, "more")
 	stays.awaitLog("more\n")
 	if got := stays.shell("cat /proc/sys/kernel/random/boot_id"); got != boot {
