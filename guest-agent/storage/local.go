@@ -132,6 +132,10 @@ func reserveHugepages(words []string) ([]string, error) {
 	if page == 0 || size == 0 {
 		return nil, fault.New(fault.InvalidArgument, "hugetlbfs needs the options pagesize and size, got %q", words)
 	}
+	// Not tried: the kernel would take what there is from everybody before it gives up.
+	if free, err := availableMemory(); err != nil || size > free {
+		return nil, errors.Join(fault.New(fault.FailedPrecondition, "the guest has %d MiB of memory available for %d MiB of huge pages: give the pod more memory", free>>20, size>>20), err)
+	}
 	file := fmt.Sprintf("/sys/kernel/mm/hugepages/hugepages-%dkB/nr_hugepages", page>>10)
 	b, err := os.ReadFile(file)
 	if err != nil {
@@ -156,6 +160,21 @@ func reserveHugepages(words []string) ([]string, error) {
 	return words, nil
 }
 
+// availableMemory is what can be had without swapping (proc(5), MemAvailable), in bytes.
+func availableMemory() (uint64, error) {
+	data, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "MemAvailable:" {
+			kb, err := strconv.ParseUint(f[1], 10, 54)
+			return kb << 10, err
+		}
+	}
+	return 0, errors.New("/proc/meminfo has no MemAvailable")
+}
+
 func parseBytes(s string) (uint64, error) {
 	shift := 0
 	if n := len(s); n > 0 {
@@ -171,7 +190,7 @@ func parseBytes(s string) (uint64, error) {
 			s = s[:n-1]
 		}
 	}
-	n, err := strconv.ParseUint(s, 10, 33)
+	n, err := strconv.ParseUint(s, 10, 64-shift)
 	return n << shift, err
 }
 

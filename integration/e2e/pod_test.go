@@ -45,6 +45,7 @@ func TestPod(t *testing.T) {
 		{"PodVolumes", testPodVolumes},
 		{"Propagation", testPropagation},
 		{"DirectVolume", testDirectVolume},
+		{"BadVolumes", testBadVolumes},
 		{"Shm", testShm},
 		{"ReadOnlyRoot", testReadOnlyRoot},
 		{"User", testUser},

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -192,4 +194,61 @@ func mountTmpfs(t *testing.T, dir, options string) {
 			t.Error(err)
 		}
 	})
+}
+
+// testBadVolumes: a mount that would leave the container through a symbolic link
+// stays in it; a volume that cannot be is refused by name; the container beside it
+// goes on.
+func testBadVolumes(b *box) {
+	outside, root := b.TempDir(), rootfs(b.T)
+	link := filepath.Join(root, "leave")
+	if err := errors.Join(os.MkdirAll(filepath.Join(root, outside), 0o755), os.Symlink(strings.Repeat("../", 12)+outside, link)); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := os.Remove(link); err != nil {
+			b.Error(err)
+		}
+		os.RemoveAll(filepath.Join(root, outside)) //nolint:errcheck // TestMain removes all of it
+	})
+	src := b.TempDir()
+	writeFile(b.T, "inside", src, "file")
+	s := script(b.T, "cat /leave/mnt/file").mount("bind", src, "/leave/mnt", "rbind", "ro")
+	if r := b.runSpec("leave", s); r.Stdout != "inside" {
+		b.Errorf("a mount by way of a link: %+v", r)
+	}
+	if left, err := os.ReadDir(outside); err != nil || len(left) > 0 {
+		b.Errorf("the host's directory has %v, %v", left, err)
+	}
+
+	volumes := filepath.Join(b.TempDir(), "pods", "uid", "volumes")
+	huge := filepath.Join(volumes, "kubernetes.io~empty-dir", "huge")
+	if err := os.MkdirAll(huge, 0o755); err != nil {
+		b.Fatal(err)
+	}
+	if err := unix.Mount("hugetlbfs", huge, "hugetlbfs", 0, "pagesize=2M"); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := unix.Unmount(huge, 0); err != nil {
+			b.Error(err)
+		}
+	})
+	pages := func(limit uint64) *spec {
+		s := script(b.T, "grep ' /huge ' /proc/mounts | cut -d' ' -f3; df -k /huge | tail -1 | tr -s ' ' | cut -d' ' -f2").mount("bind", huge, "/huge", "rbind", "rw")
+		if limit > 0 {
+			s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: limit}}
+		}
+		return s
+	}
+	b.refused("huge pages without a limit", b.runSpec("refused", pages(0)), "/huge", "hugepageLimits", "2MB")
+	b.refused("more huge pages than memory", b.runSpec("refused", pages(1<<40)), "huge pages", "more memory")
+	if r := b.runSpec("huge", pages(4<<20)); r.Stdout != "hugetlbfs\n4096\n" {
+		b.Errorf("4 MiB of huge pages: %+v", r)
+	}
+	missing := filepath.Join(volumes, "kubernetes.io~configmap", "gone")
+	b.refused("a volume that is missing", b.runSpec("refused", script(b.T, "true").mount("bind", missing, "/gone", "rbind", "ro")), "/gone", missing)
+	if got := b.shell(podID, "echo on"); got != "on" {
+		b.Errorf("the pod's other container: %q", got)
+	}
 }
