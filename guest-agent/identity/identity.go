@@ -28,7 +28,8 @@ const (
 )
 
 // Assume does what the host says: any guest gets its random bytes and time, a
-// restored one becomes another guest and looks for the devices it was given.
+// restored one becomes another guest and looks for the devices it was given, if
+// the host says that no event tells of them.
 // When it returns without an error no two guests share what it gave them.
 func Assume(h channel.Hello) error {
 	if err := Reseed(h.Entropy[:]); err != nil {
@@ -41,7 +42,7 @@ func Assume(h channel.Hello) error {
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
 		return fmt.Errorf("set the clock: %w", err)
 	}
-	if err := newMachineID(); err != nil {
+	if err := newMachineID(); err != nil || !h.Scan {
 		return err
 	}
 	if err := os.WriteFile(rescan, []byte("1"), 0); err != nil {

@@ -30,7 +30,7 @@ func openVsock(c hypervisor.Config, log *slog.Logger) (*vsockDevice, error) {
 	want, dir := c.Vsock, c.Dir
 	switch want {
 	case hypervisor.VsockSerial:
-		return openSerial(c.Restore != nil, dir, log)
+		return openSerial(c, log)
 	case "", hypervisor.VsockAuto:
 		if vsock.KernelAvailable() {
 			return openKernelVsock()
@@ -61,8 +61,13 @@ func openUserVsock(dir string, log *slog.Logger) (*vsockDevice, error) {
 	return &vsockDevice{Device: d, backend: hypervisor.VsockVhostUser, cid: guestCID, file: d.QEMUFile()}, nil
 }
 
-func openSerial(restored bool, dir string, log *slog.Logger) (*vsockDevice, error) {
-	d, err := vsock.NewSerial(vsock.SerialConfig{Restored: restored, HybridPath: filepath.Join(dir, hybridSocket), Logger: log})
+func openSerial(c hypervisor.Config, log *slog.Logger) (*vsockDevice, error) {
+	d, err := vsock.NewSerial(vsock.SerialConfig{
+		Restored: c.Restore != nil, HybridPath: filepath.Join(c.Dir, hybridSocket), Logger: log,
+		// A scan finds what lies on the root bus, and shares before their mount is
+		// tried. Disks are plugged, which the guest is told, and waited for.
+		Scan: len(c.NICs) > 0 || len(c.Shares) > 0,
+	})
 	if err != nil {
 		return nil, err
 	}

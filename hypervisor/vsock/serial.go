@@ -25,6 +25,7 @@ type Serial struct {
 	conn     net.Conn
 	qemu     *os.File
 	restored bool
+	scan     bool
 	want     chan struct{} // closed when the guest shall go on
 	wantOnce sync.Once
 	ready    chan struct{} // closed when the guest serves
@@ -39,6 +40,8 @@ type SerialConfig struct {
 	// Restored says that the machine is: its guest goes on at once. That of another
 	// one serves, and may be saved, until the first Dial.
 	Restored bool
+	// Scan tells the guest to look for devices (channel.Hello).
+	Scan bool
 	// HybridPath is as UserConfig's.
 	HybridPath string
 	// Logger gets one line per event; nil for slog.Default().
@@ -52,7 +55,7 @@ func NewSerial(cfg SerialConfig) (*Serial, error) {
 		return nil, err
 	}
 	d := &Serial{
-		conn: conn, qemu: qemu, restored: cfg.Restored, want: make(chan struct{}), ready: make(chan struct{}),
+		conn: conn, qemu: qemu, restored: cfg.Restored, scan: cfg.Scan, want: make(chan struct{}), ready: make(chan struct{}),
 		mux: channel.New(channel.Config{Host: true, Addr: func(peer bool, port uint32) net.Addr {
 			if peer {
 				return Addr{CID: DefaultGuestCID, Port: port}
@@ -94,7 +97,7 @@ func (d *Serial) open() error {
 			return net.ErrClosed
 		}
 	}
-	if err := channel.SendHello(d.conn, channel.NewHello(d.restored)); err != nil {
+	if err := channel.SendHello(d.conn, channel.NewHello(d.restored, d.scan)); err != nil {
 		return err
 	}
 	if err := channel.ReadAck(d.conn); err != nil {

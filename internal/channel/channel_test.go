@@ -187,7 +187,7 @@ func TestEnd(t *testing.T) {
 
 func TestOpening(t *testing.T) {
 	a, b := net.Pipe()
-	want := NewHello(true)
+	want := NewHello(true, true)
 	var got Hello
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -199,10 +199,10 @@ func TestOpening(t *testing.T) {
 	must(t, SendHello(a, want))
 	must(t, ReadAck(a))
 	wg.Wait()
-	if !got.Restored || got.Entropy != want.Entropy || got.Time.UnixNano() != want.Time.UnixNano() {
+	if !got.Restored || !got.Scan || got.Entropy != want.Entropy || got.Time.UnixNano() != want.Time.UnixNano() {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if NewHello(true).Entropy == want.Entropy {
+	if NewHello(true, true).Entropy == want.Entropy {
 		t.Error("two Hellos have the same entropy")
 	}
 }

@@ -28,13 +28,18 @@ const EntropySize = 64
 // then the entropy.
 const HelloSize = 8 + 4 + 4 + 8 + EntropySize
 
-const flagRestored = 1
+const (
+	flagRestored = 1 << iota
+	flagScan
+)
 
 // Hello is what the host tells a guest first.
 type Hello struct {
 	// Restored says that the guest was saved and must become another one before
 	// it serves: random numbers, identity, time, devices.
 	Restored bool
+	// Scan says that the machine has devices of which nothing else will tell the guest.
+	Scan bool
 	// Time of the host.
 	Time time.Time
 	// Entropy are random bytes that no other guest gets.
@@ -42,8 +47,8 @@ type Hello struct {
 }
 
 // NewHello is a Hello of now with fresh entropy.
-func NewHello(restored bool) Hello {
-	h := Hello{Restored: restored, Time: time.Now()}
+func NewHello(restored, scan bool) Hello {
+	h := Hello{Restored: restored, Scan: scan, Time: time.Now()}
 	rand.Read(h.Entropy[:]) //nolint:errcheck // it never fails
 	return h
 }
@@ -52,6 +57,9 @@ func (h Hello) encode() []byte {
 	var flags uint32
 	if h.Restored {
 		flags |= flagRestored
+	}
+	if h.Scan {
+		flags |= flagScan
 	}
 	b := append(make([]byte, 0, HelloSize), helloMagic...)
 	b = binary.LittleEndian.AppendUint32(b, flags)
@@ -64,7 +72,8 @@ func decodeHello(b []byte) (h Hello, err error) {
 	if len(b) != HelloSize || string(b[:8]) != helloMagic {
 		return h, fmt.Errorf("channel: the host opens with %q: want %q", b[:min(8, len(b))], helloMagic)
 	}
-	h.Restored = binary.LittleEndian.Uint32(b[8:])&flagRestored != 0
+	flags := binary.LittleEndian.Uint32(b[8:])
+	h.Restored, h.Scan = flags&flagRestored != 0, flags&flagScan != 0
 	h.Time = time.Unix(0, int64(binary.LittleEndian.Uint64(b[16:])))
 	copy(h.Entropy[:], b[24:])
 	return h, nil
