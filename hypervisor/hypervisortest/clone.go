@@ -34,6 +34,9 @@ func (s *suite) clones() {
 	for i, vm := range []hypervisor.VM{a, b} {
 		s.streams(vm, uint32(i+1))
 	}
+	if err := a.(hypervisor.Snapshotter).Save(s.context(), state); err == nil {
+		s.Error("a machine was saved whose memory is its own")
+	}
 	s.stop(a)
 	s.must(s.dialEcho(b, 9)) // goes on without its sibling
 	s.stop(b)

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/hypervisor"
@@ -25,7 +26,6 @@ const restoreTimeout = 20 * time.Second
 // tell it (qapi/migration.json).
 type migration struct {
 	once sync.Once
-	mu   sync.Mutex
 	end  chan string // holds the final status
 }
 
@@ -56,11 +56,11 @@ func (s *start) memory() error {
 	c := &s.c
 	switch {
 	case c.Memory == nil && (c.MemoryPrivate || c.Restore != nil):
-		return errors.New("Memory is not set: a private or restored machine needs its file")
+		return errors.New("no Config.Memory: a private or restored machine needs its file")
 	case c.Restore != nil && c.Vsock != hypervisor.VsockSerial:
-		return fmt.Errorf("Vsock is %q: a machine is restored with %q only", c.Vsock, hypervisor.VsockSerial)
+		return fmt.Errorf("vsock backend is %q: a machine is restored with %q only", c.Vsock, hypervisor.VsockSerial)
 	case c.MemoryPrivate && len(c.Shares) > 0:
-		return errors.New("MemoryPrivate with Shares: their daemons would not see the guest's memory")
+		return errors.New("private memory (Config.MemoryPrivate) with shares: their daemons would not see the guest's memory")
 	case c.Restore != nil && len(c.Shares) > maxPluggedShares:
 		return fmt.Errorf("%d Shares: a restored machine has place for %d", len(c.Shares), maxPluggedShares)
 	case c.Memory == nil:
@@ -68,16 +68,17 @@ func (s *start) memory() error {
 	}
 	st, err := c.Memory.Stat()
 	if err != nil {
-		return fmt.Errorf("Memory: %w", err)
+		return fmt.Errorf("guest memory (Config.Memory): %w", err)
 	}
 	if st.Size() != int64(c.MemoryBytes) {
-		return fmt.Errorf("Memory has %d bytes, not MemoryBytes = %d", st.Size(), c.MemoryBytes)
+		return fmt.Errorf("guest memory (Config.Memory) has %d bytes, not MemoryBytes = %d", st.Size(), c.MemoryBytes)
 	}
 	f, err := dup(c.Memory)
 	if err != nil {
-		return fmt.Errorf("Memory: %w", err)
+		return fmt.Errorf("guest memory (Config.Memory): %w", err)
 	}
 	s.l.MemoryFD = s.inherit.add(f)
+	s.vm.saves = !c.MemoryPrivate
 	return nil
 }
 
@@ -129,6 +130,9 @@ func (vm *VM) move(ctx context.Context, command string, state *os.File) error {
 
 // Save implements hypervisor.Snapshotter.
 func (vm *VM) Save(ctx context.Context, state *os.File) error {
+	if !vm.saves {
+		return fmt.Errorf("save: the machine's memory is not in a file that outlives it (Config.Memory): %w", errdefs.ErrFailedPrecondition)
+	}
 	if err := vm.move(ctx, "migrate", state); err != nil {
 		return fmt.Errorf("save: %w", err)
 	}

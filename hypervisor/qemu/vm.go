@@ -33,6 +33,7 @@ type VM struct {
 	plugs   *plugs
 	sizes   *sizes
 	moves   migration
+	saves   bool // see Save
 
 	ready     chan struct{} // closed when the guest has dialled
 	readyOnce sync.Once
