@@ -23,6 +23,8 @@ type release struct {
 	// criDir is the folder of a build with them, where the one in dir has none. Only
 	// `make test-all` sets it up.
 	criDir string
+	// criNeeds are those of off that the CRI does not load without.
+	criNeeds []string
 	// extra is more of config.toml.
 	extra string
 }
@@ -46,7 +48,10 @@ var releases = map[string]release{
 		off:    []string{"io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri"},
 		criDir: "containerd-1.7-cri",
 	},
-	"2.2": {dir: "containerd-2.2", configVersion: 3, off: off2, criDir: "containerd-2.2-cri", extra: "imports = []\n"},
+	"2.2": {
+		dir: "containerd-2.2", configVersion: 3, off: off2, extra: "imports = []\n",
+		criDir: "containerd-2.2-cri", criNeeds: []string{"io.containerd.image-verifier.v1.bindir"},
+	},
 	"2.4": {
 		dir: "containerd-2.4", configVersion: 3, off: off2,
 		cri: []string{
@@ -66,6 +71,8 @@ func (c *Containerd) config() string {
 	off := slices.Clone(r.off)
 	if !c.opts.CRI {
 		off = append(off, r.cri...) // none in a build that leaves them out
+	} else {
+		off = slices.DeleteFunc(off, func(plugin string) bool { return slices.Contains(r.criNeeds, plugin) })
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "version = %d\n", r.configVersion)
