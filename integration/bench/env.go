@@ -53,6 +53,7 @@ type Env struct {
 	bareArgs []string
 	phases   []string // of a start, in order
 	facts    []fact
+	onDisks  *Env // of pods with EROFS roots; nil until one is measured
 	cloned   *Env // of pods that start from a template; nil until one is measured
 }
 
@@ -79,6 +80,7 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	}
 	defer func() { err = errors.Join(err, e.cri.Close(context.WithoutCancel(ctx))) }()
 	defer func() { err = errors.Join(err, e.stopClones(context.WithoutCancel(ctx))) }()
+	defer func() { err = errors.Join(err, e.stopBlocks(context.WithoutCancel(ctx))) }()
 	fmt.Fprintln(o.Progress, "first pod")
 	if err := e.learn(ctx); err != nil {
 		return nil, e.explain(err)
@@ -117,6 +119,7 @@ func (e *Env) Probes() []Probe {
 		e.pods(Kata), e.pods(Runc),
 		e.crowd(4), e.crowd(16),
 		e.cloneStart(), e.cloneMemory(),
+		e.firstBytes(), e.rootReads(), e.attach(),
 		e.idle(),
 	}
 }

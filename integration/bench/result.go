@@ -100,8 +100,15 @@ func reference(r, other Result) string {
 		return other.Name
 	case r.Name == stdioOut && other.Name == vsockUp, r.Name == stdioIn && other.Name == vsockDown:
 		return other.Name
+	case r.Runtime == Kata && other.Runtime == Kata && diskReference[r.Name] == other.Name:
+		return other.Name
 	}
 	return ""
+}
+
+// diskReference is what rows of root filesystems are compared with beside runc.
+var diskReference = map[string]string{
+	firstByte + "100": firstByte + "1", firstByte + "30": firstByte + "1", diskRead: diskReadRaw, diskMetadata: shareMetadata,
 }
 
 // sameCrowd tells whether two rows are of the same number of pods and of bare

@@ -37,6 +37,10 @@ var targets = []target{
 	{restoreRow, BaseRow, 0.12},
 	{clonePSS, "", 60},
 	{cloneShim, "", 12},
+	{firstByte + "100", firstByte + "1", 1.3},
+	{diskRead, diskReadRaw, 0.8},
+	{diskMetadata, shareMetadata, 0.2},
+	{diskAttach, "", 150},
 }
 
 // judge says of each target whether the results reach it. Too few samples are no verdict.
