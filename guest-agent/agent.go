@@ -204,6 +204,7 @@ func (a *agent) service(ctx context.Context) (*rpc.Service, error) {
 		Network: network.Config{HotplugTimeout: a.params.HotplugTimeout, ByPCI: a.finder.NetByPCI},
 		Reaper:  a.reaper, Sink: a.sink, Log: a.log,
 		SharedDir: protocols.GuestSharedDir, SyncedDir: protocols.GuestSyncedDir, Streams: a.params.StdioPort != 0,
+		Started: func() { a.goRun(a.giveBack) },
 	}, nil
 }
 
@@ -293,6 +294,14 @@ func (a *agent) prepare() {
 		a.log.Error("cgroups", agentlog.KeyError, err.Error())
 	}
 	a.phase("t_cgroups")
+}
+
+// giveBack makes the kernel give memory that it does not use back to the host. It
+// comes after the first container's start, which is not to wait for it.
+func (a *agent) giveBack() {
+	if err := a.modules.EnsureVirtio("/sys", boot.VirtioBalloon, "virtio_balloon"); err != nil {
+		a.log.Error("free memory does not go back to the host", agentlog.KeyError, err.Error())
+	}
 }
 
 func (a *agent) serveOn(port uint32, f func(net.Listener)) {

@@ -14,9 +14,9 @@ const MemoryBlock = 4 << 20
 type CPUResizer interface {
 	// ResizeCPUs gives the machine n vCPUs, from Config.CPUs to Config.MaxCPUs, and
 	// says how many it has in the end, also with an error. A guest that does not let
-	// go of one, or a machine that cannot, is FailedPrecondition: then the guest may
-	// take it down and leave it idle. New ones run nothing until the guest brings
-	// them up. A number out of range is InvalidArgument, naming the range.
+	// go of one is FailedPrecondition: it may take it down and leave it idle. New ones
+	// run nothing until the guest brings them up; they may have been there before. A
+	// number out of range is InvalidArgument, naming the range.
 	ResizeCPUs(ctx context.Context, n int) (have int, err error)
 }
 

@@ -171,9 +171,17 @@ func (s *Sandbox) reserve(c *Container) error {
 
 func (s *Sandbox) forget(c *Container) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.containers[c.id] == c { // the id may be in use again
+	mine := s.containers[c.id] == c // the id may be in use again
+	if mine {
 		delete(s.containers, c.id)
+	}
+	last := len(s.containers) == 0 && s.pod == nil
+	s.mu.Unlock()
+	if m, err := s.running(); err == nil && mine {
+		m.sizer.set(c.id, nil)
+		if !last { // or the machine is about to end
+			m.shrinkLater()
+		}
 	}
 }
 
@@ -224,6 +232,9 @@ func (c *Container) create(ctx context.Context, spec *specs.Spec, disks *contain
 		return err
 	}
 	storages = append(append(storages, c.volumes...), direct...)
+	if err := c.fit(ctx, m, spec); err != nil {
+		return err
+	}
 	stdio, err := m.agent.OpenStdio(ctx, c.id, c.id, c.init.wants)
 	if err != nil {
 		return err
@@ -417,7 +428,8 @@ func (c *Container) Stats(ctx context.Context) (*Stats, error) {
 	return resp, m.agent.Err(err)
 }
 
-// Update changes the container's limits.
+// Update changes the container's limits, and the machine's size with them: it
+// grows before they hold, and shrinks after.
 func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	m, err := c.s.running()
 	if err != nil {
@@ -426,9 +438,34 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	if s := c.init.State(); s == Stopped || s == Deleted {
 		return fmt.Errorf("container %s is %s, update needs it live: %w", c.id, s, errdefs.ErrFailedPrecondition)
 	}
+	if _, err := demandOf(r, m.sizer.host); err != nil { // before it is merged, so that the field is the caller's
+		return err
+	}
+	was, err := m.grow(ctx, c.id, func(was *specs.LinuxResources) *specs.LinuxResources { return merge(was, r) })
+	if err != nil {
+		return err
+	}
 	g := guestLinux(&specs.Linux{Resources: r}, false)
-	_, err = m.agent.UpdateContainer(ctx, &agentpb.UpdateContainerRequest{ContainerId: c.id, Resources: wireResources(g.Resources)})
-	return m.agent.Err(err)
+	setCPUs(g.Resources, m.sizer.guestCPUs(c.id))
+	if _, err = m.agent.UpdateContainer(ctx, &agentpb.UpdateContainerRequest{ContainerId: c.id, Resources: wireResources(g.Resources)}); err != nil {
+		m.sizer.set(c.id, was)
+		err = m.agent.Err(err)
+	}
+	m.shrink(ctx)
+	return err
+}
+
+// fit makes room for a container that is about to be made.
+func (c *Container) fit(ctx context.Context, m *machine, spec *specs.Spec) error {
+	if c.spec.Annotations[containerTypeKey] == "sandbox" { // the pause container needs nothing, and is bound to nothing
+		return nil
+	}
+	r := merge(nil, c.spec.Linux.Resources)
+	if _, err := m.grow(ctx, c.id, func(*specs.LinuxResources) *specs.LinuxResources { return r }); err != nil {
+		return err
+	}
+	setCPUs(spec.Linux.Resources, m.sizer.guestCPUs(c.id))
+	return nil
 }
 
 // Delete removes a container whose first process does not run; one that never

@@ -45,7 +45,16 @@ func (t *timings) add(phase string, d time.Duration) {
 func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod PodConfig, f first, t *timings) (_ *machine, err error) {
 	m := &machine{log: s.o.Log, forget: s.o.Ledger.Forget}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
-	vc := planVM(s.o.Config, s.o.ID, s.o.Key, pod.NetNSPath, s.o.HostCPUs)
+	host, err := s.host()
+	if err != nil {
+		return m, err
+	}
+	stated, err := pod.stated(host)
+	if err != nil {
+		return m, err
+	}
+	m.sizer = newSizer(host, boundsOf(s.o.Config, host), stated)
+	vc := planVM(s.o.Config, s.o.ID, s.o.Key, pod.NetNSPath, m.sizer)
 	vc.Dir = s.o.Ledger.Dir()
 	vc.Started = func(name string, pid int) error { return s.recordProcess(m, name, pid) }
 	if err := s.joinCgroup(ctx, m, pod); err != nil {

@@ -8,7 +8,6 @@ import (
 	"strconv"
 
 	"github.com/kata-v2/kata/hypervisor"
-	"github.com/kata-v2/kata/hypervisor/qemu"
 	"github.com/kata-v2/kata/internal/config"
 	"github.com/kata-v2/kata/protocols"
 )
@@ -28,24 +27,28 @@ func VMMUser(key string) uint32 {
 	return vmmUIDBase + binary.BigEndian.Uint32(sum[:])&vmmUIDMask
 }
 
-// planVM turns the configuration into the machine of the pod. It is a pure
+// planVM turns the configuration and the pod's size into its machine. It is a pure
 // function; shares, paths and callbacks of the run are added by the caller.
-func planVM(c *config.Config, id, key, netns string, hostCPUs int) hypervisor.Config {
-	boot, most := c.QEMU.CPUs(hostCPUs)
-	if c.QEMU.MachineType == qemu.MicroVM {
-		most = boot // what cannot grow needs no room to
+func planVM(c *config.Config, id, key, netns string, z *sizer) hypervisor.Config {
+	boot, most := z.base, z.bounds.most
+	if z.bounds.fixed {
+		most = boot
 	}
 	vc := hypervisor.Config{
 		ID:           id,
 		Kernel:       c.QEMU.Kernel,
 		Initrd:       c.QEMU.Initrd,
-		KernelParams: kernelParams(c, most),
+		KernelParams: kernelParams(c, most.cpus),
 		ReadyParam:   protocols.ParamReadyPort,
-		CPUs:         boot,
-		MaxCPUs:      most,
-		MemoryBytes:  c.QEMU.MemoryBytes(),
+		CPUs:         boot.cpus,
+		MaxCPUs:      most.cpus,
+		MemoryBytes:  boot.memory,
+		ReclaimFreed: c.QEMU.ReclaimGuestFreedMemory,
 		Vsock:        hypervisor.VsockBackend(c.QEMU.Vsock),
 		Network:      hypervisor.NetNS{Path: netns, Host: c.Runtime.DisableNewNetNS},
+	}
+	if !z.bounds.fixedMemory {
+		vc.MaxMemoryBytes = most.memory
 	}
 	if c.QEMU.Rootless {
 		vc.UID = VMMUser(key)

@@ -80,10 +80,14 @@ func MakeTemplates(ctx context.Context, c *config.Config, hostCPUs int, log *slo
 	if c.QEMU.MachineType == qemu.MicroVM {
 		return nil, fmt.Errorf("hypervisor.qemu.machine_type is %q: templates need q35: %w", c.QEMU.MachineType, errdefs.ErrInvalidArgument)
 	}
+	host, err := hostOf(hostCPUs, 0)
+	if err != nil {
+		return nil, err
+	}
 	h := &configuredQEMU{c: c, log: log}
 	var digests []string
 	for _, alone := range []bool{true, false} {
-		vc := planVM(c, "template", "template", "", hostCPUs)
+		vc := planVM(c, "template", "template", "", newSizer(host, boundsOf(c, host), demand{}))
 		vc.HotplugPorts = hotplugPortsOf(c)
 		vc.HotplugPorts = portsBeside(&vc, alone)
 		b, err := h.backend(ctx, &vc)

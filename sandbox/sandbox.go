@@ -48,6 +48,8 @@ type Options struct {
 	Ledger *ledger.Ledger
 	// HostCPUs is the number of CPUs of the host.
 	HostCPUs int
+	// HostMemory is the host's memory in bytes; 0 asks its kernel.
+	HostMemory uint64
 	// Cgroups are the host's; nil keeps the pod's processes where they are.
 	Cgroups *cgroup.Host
 	// HostMounts is the mount namespace that paths of specifications are in; nil for
@@ -295,6 +297,7 @@ type machine struct {
 	daemon *storage.Daemon
 	net    *network.Network // nil before it is connected
 	cgroup *cgroup.Group    // nil before it is joined, and without cgroups
+	sizer  *sizer           // nil before the size is known
 	log    *slog.Logger
 	forget func(ledger.Token) error
 

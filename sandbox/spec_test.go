@@ -180,15 +180,16 @@ func TestPlanVM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	vc := planVM(c, "pod1", "0123456789abcdef", "/run/netns/x", 8)
+	h := Host{CPUs: 8, MemoryBytes: 4 << 30}
+	vc := planVM(c, "pod1", "0123456789abcdef", "/run/netns/x", newSizer(h, boundsOf(c, h), demand{milliCPUs: 1500, memory: 100<<20 + 1}))
 	vc.Started = nil
 	golden(t, "plan.json", struct {
 		ID, Kernel, Initrd, Netns, Ready string
 		Params                           []string
 		CPUs, Max                        int
-		Memory                           uint64
+		Memory, MaxMemory                uint64
 		UID                              uint32
-	}{vc.ID, vc.Kernel, vc.Initrd, vc.Network.Path, vc.ReadyParam, vc.KernelParams, vc.CPUs, vc.MaxCPUs, vc.MemoryBytes, vc.UID})
+	}{vc.ID, vc.Kernel, vc.Initrd, vc.Network.Path, vc.ReadyParam, vc.KernelParams, vc.CPUs, vc.MaxCPUs, vc.MemoryBytes, vc.MaxMemoryBytes, vc.UID})
 }
 
 func TestVMMUserIsInTheFreeRange(t *testing.T) {

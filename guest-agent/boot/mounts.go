@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -129,12 +128,4 @@ func RaiseFileLimit() error {
 }
 
 // HasShare says whether the machine has a virtio-fs device (virtio 1.3 §5.11: id 26).
-func HasShare(sys string) bool {
-	ids, _ := filepath.Glob(filepath.Join(sys, "bus/virtio/devices/*/device"))
-	for _, f := range ids {
-		if b, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(b)) == "0x001a" {
-			return true
-		}
-	}
-	return false
-}
+func HasShare(sys string) bool { return len(virtio(sys, "0x001a")) > 0 }

@@ -26,7 +26,11 @@ func (s *Service) CreateContainer(ctx context.Context, req *agentpb.CreateContai
 
 // StartContainer lets the init run its program.
 func (s *Service) StartContainer(ctx context.Context, req *agentpb.StartContainerRequest) (*emptypb.Empty, error) {
-	return empty, s.with(req.ContainerId, func(c *pod.Container) error { return c.Start(ctx) })
+	err := s.with(req.ContainerId, func(c *pod.Container) error { return c.Start(ctx) })
+	if err == nil {
+		s.started()
+	}
+	return empty, err
 }
 
 // with runs f on a container.

@@ -45,8 +45,19 @@ type Service struct {
 	SyncedDir string
 	// Streams says whether stdio connections are accepted.
 	Streams bool
+	// Started, when set, is called once, when the first container has started.
+	Started func()
 
-	netMu sync.Mutex // serialises changes of the network: each is several netlink requests
+	startedOnce sync.Once
+	netMu       sync.Mutex // serialises changes of the network: each is several netlink requests
+}
+
+func (s *Service) started() {
+	s.startedOnce.Do(func() {
+		if s.Started != nil {
+			s.Started()
+		}
+	})
 }
 
 var _ agentpb.AgentServiceService = (*Service)(nil)

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -23,50 +22,6 @@ import (
 	"github.com/kata-v2/kata/guest-agent/identity"
 	"github.com/kata-v2/kata/protocols/agentpb"
 )
-
-// OnlineCPUMem brings CPUs and memory blocks up that were plugged in. nb_cpus
-// bounds how many CPUs (0: all that are there).
-func (s *Service) OnlineCPUMem(_ context.Context, req *agentpb.OnlineCPUMemRequest) (*emptypb.Empty, error) {
-	n, err := online("/sys/devices/system/cpu/cpu[0-9]*/online", "0", "1", int(req.NbCpus))
-	if err != nil {
-		return nil, fmt.Errorf("bring CPUs up: %w", err)
-	}
-	if n > 0 {
-		runtime.SetDefaultGOMAXPROCS() // cmd/kata-agent turned the periodic look off
-	}
-	if req.Wait && n < int(req.NbCpus) {
-		return nil, fault.New(fault.FailedPrecondition, "%d of %d CPUs are there to bring up", n, req.NbCpus)
-	}
-	if req.CpuOnly {
-		return empty, nil
-	}
-	if _, err := online("/sys/devices/system/memory/memory[0-9]*/state", "offline", "online", 0); err != nil {
-		return nil, fmt.Errorf("bring memory up: %w", err)
-	}
-	return empty, nil
-}
-
-// online writes "up" to the files that read "down", at most limit of them (0: all).
-func online(pattern, down, up string, limit int) (int, error) {
-	files, err := filepath.Glob(pattern)
-	if err != nil {
-		return 0, err
-	}
-	n := 0
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil || strings.TrimSpace(string(b)) != down {
-			continue
-		}
-		if err := os.WriteFile(f, []byte(up), 0); err != nil {
-			return n, err
-		}
-		if n++; limit > 0 && n == limit {
-			break
-		}
-	}
-	return n, nil
-}
 
 // MemHotplugByProbe tells the kernel where plugged memory begins.
 func (s *Service) MemHotplugByProbe(_ context.Context, req *agentpb.MemHotplugByProbeRequest) (*emptypb.Empty, error) {

@@ -102,7 +102,7 @@ func arguments(c hypervisor.Config, l layout) []string {
 		"-machine", machineOptions(l),
 		"-accel", accel,
 		"-cpu", cpu,
-		"-smp", fmt.Sprintf("%d,maxcpus=%d", c.CPUs, max(c.CPUs, c.MaxCPUs)),
+		"-smp", smp(c, l.Accelerator),
 		"-m", mib + maxMemory(c),
 		"-object", memoryObject(c, l, mib),
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", l.QMPFD),
@@ -202,6 +202,7 @@ func kernelCommandLine(c hypervisor.Config, l layout) string {
 	}
 	p = append(p, machineParams(l)...)
 	p = append(p, memoryParams(c)...)
+	p = append(p, cpuParams(c, l.Accelerator)...)
 	p = append(p, c.KernelParams...)
 	if c.ReadyParam != "" && l.ReadyPort != 0 {
 		p = append(p, fmt.Sprintf("%s=%d", c.ReadyParam, l.ReadyPort))

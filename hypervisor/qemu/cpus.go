@@ -18,12 +18,33 @@ import (
 	"github.com/kata-v2/kata/hypervisor"
 )
 
+// smp is the machine's vCPUs. Without KVM all that it can ever have are there from
+// the start, and the guest is told how many to use at first: QEMU 7.2 aborts when
+// one is plugged in while its translation buffer is full
+// (tcg_region_initial_alloc__locked), and crashes at the next plug of any device
+// after one was unplugged. One that the guest does not use costs a thread that sleeps.
+func smp(c hypervisor.Config, accel string) string {
+	most := max(c.CPUs, c.MaxCPUs)
+	if accel == TCG {
+		return fmt.Sprintf("%d,maxcpus=%d", most, most)
+	}
+	return fmt.Sprintf("%d,maxcpus=%d", c.CPUs, most)
+}
+
+// cpuParams: see smp.
+func cpuParams(c hypervisor.Config, accel string) []string {
+	if accel != TCG || c.MaxCPUs <= c.CPUs {
+		return nil
+	}
+	return []string{fmt.Sprintf("maxcpus=%d", c.CPUs)}
+}
+
 // sizes is how large a machine can be, and what waits for it to change.
 type sizes struct {
 	cpus, maxCPUs int           // at boot, at most
 	memory, room  uint64        // bytes at boot, and beside them at most
 	turn          chan struct{} // held by the one change that is under way
-	keepCPUs      bool          // see ResizeCPUs
+	allCPUs       bool          // are there from the start, see smp
 
 	mu      sync.Mutex
 	changed chan struct{}         // guarded by mu; closed when the size of memory changes
@@ -32,7 +53,7 @@ type sizes struct {
 
 func newSizes(c hypervisor.Config, accel string) *sizes {
 	return &sizes{
-		cpus: c.CPUs, maxCPUs: max(c.CPUs, c.MaxCPUs), memory: c.MemoryBytes, room: room(c), keepCPUs: accel == TCG,
+		cpus: c.CPUs, maxCPUs: max(c.CPUs, c.MaxCPUs), memory: c.MemoryBytes, room: room(c), allCPUs: accel == TCG,
 		turn: make(chan struct{}, 1), changed: make(chan struct{}), leaving: map[string]chan error{},
 	}
 }
@@ -140,12 +161,14 @@ func (vm *VM) cpuSlots(ctx context.Context) (slots []cpuSlot, present int, err e
 	return slots, present, nil
 }
 
-// ResizeCPUs implements hypervisor.CPUResizer. Without KVM a vCPU stays where it
-// is: QEMU 7.2 keeps its object and crashes when the next device is plugged in.
+// ResizeCPUs implements hypervisor.CPUResizer.
 func (vm *VM) ResizeCPUs(ctx context.Context, n int) (have int, err error) {
 	s := vm.sizes
 	if n < s.cpus || n > s.maxCPUs {
 		return 0, fmt.Errorf("%d vCPUs: this machine can have from %d to %d: %w", n, s.cpus, s.maxCPUs, errdefs.ErrInvalidArgument)
+	}
+	if s.allCPUs {
+		return n, ctx.Err()
 	}
 	if err := s.begin(ctx); err != nil {
 		return 0, fmt.Errorf("resize vCPUs: %w", err)
@@ -186,9 +209,6 @@ func (vm *VM) plugCPUs(ctx context.Context, slots []cpuSlot, n int) error {
 
 // unplugCPUs takes the last n out that were plugged in.
 func (vm *VM) unplugCPUs(ctx context.Context, slots []cpuSlot, n int) error {
-	if vm.sizes.keepCPUs {
-		return fmt.Errorf("QEMU without KVM cannot unplug a vCPU: %w", errdefs.ErrFailedPrecondition)
-	}
 	for i, c := range slices.Backward(slots) {
 		if n == 0 {
 			break

@@ -54,13 +54,14 @@ func memoryArguments(c hypervisor.Config, l layout) (a []string) {
 }
 
 // memoryParams let the guest's kernel use new memory at once, most of it so that
-// it can be taken back.
+// it can be taken back. A machine that may have memory above 4 GiB would otherwise
+// set 64 MiB aside for devices that cannot reach it (swiotlb); it has none.
 func memoryParams(c hypervisor.Config) []string {
 	if room(c) == 0 {
 		return nil
 	}
 	return []string{
-		"memhp_default_state=online", "memory_hotplug.online_policy=auto-movable",
+		"swiotlb=noforce", "memhp_default_state=online", "memory_hotplug.online_policy=auto-movable",
 		fmt.Sprintf("memory_hotplug.auto_movable_ratio=%d", movableRatio),
 	}
 }

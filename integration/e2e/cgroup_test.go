@@ -188,12 +188,13 @@ func TestHostCgroupSplit(t *testing.T) {
 	for _, d := range p.Dirs {
 		data, err := os.ReadFile(filepath.Join(d.Path, "tasks"))
 		tids := strings.Fields(string(data))
-		if err != nil || len(tids) != 1 {
-			t.Errorf("%s: threads %v, %v; want that of the one vCPU", d.Path, tids, err)
-			continue
+		if vcpus := len(vcpuAffinity(b, "split")); err != nil || len(tids) != vcpus {
+			t.Errorf("%s: threads %v, %v; want those of the %d vCPUs", d.Path, tids, err, vcpus)
 		}
-		if _, err := os.Stat(fmt.Sprintf("/proc/%d/task/%s", f.vmm, tids[0])); err != nil {
-			t.Errorf("%s: thread %s is not QEMU's: %v", d.Path, tids[0], err)
+		for _, tid := range tids {
+			if _, err := os.Stat(fmt.Sprintf("/proc/%d/task/%s", f.vmm, tid)); err != nil {
+				t.Errorf("%s: thread %s is not QEMU's: %v", d.Path, tid, err)
+			}
 		}
 	}
 }

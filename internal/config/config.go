@@ -51,9 +51,12 @@ type QEMU struct {
 	Firmware     string `toml:"firmware" default:"" path:"file" annotation:"=" doc:"Firmware image. Empty: qboot where QEMU ships it, else QEMU's default."`
 	CPUFeatures  string `toml:"cpu_features" default:"" annotation:"=" doc:"Appended to QEMU's -cpu, for example \"pmu=off,vmx=off\"."`
 
-	DefaultVCPUs    int `toml:"default_vcpus" default:"1" min:"-1" max:"1024" annotation:"=" doc:"vCPUs at boot. 0 means 1, -1 as many as the host has."`
-	DefaultMaxVCPUs int `toml:"default_maxvcpus" default:"0" min:"0" max:"1024" annotation:"default_max_vcpus" doc:"The most vCPUs a pod can grow to. 0 means as many as the host has."`
-	DefaultMemory   int `toml:"default_memory" default:"256" min:"64" max:"16777216" annotation:"=" doc:"Guest memory at boot, in MiB."`
+	DefaultVCPUs            int  `toml:"default_vcpus" default:"1" min:"-1" max:"1024" annotation:"=" doc:"vCPUs at boot, beside those that the pod's limits ask for. 0 means 1, -1 as many as the host has."`
+	DefaultMaxVCPUs         int  `toml:"default_maxvcpus" default:"0" min:"0" max:"1024" annotation:"default_max_vcpus" doc:"The most vCPUs a pod can grow to. 0 means as many as the host has."`
+	DefaultMemory           int  `toml:"default_memory" default:"256" min:"64" max:"16777216" annotation:"=" doc:"Guest memory at boot, in MiB, beside what the pod's limits ask for."`
+	DefaultMaxMemory        int  `toml:"default_maxmemory" default:"0" min:"0" max:"16777216" doc:"The most memory that a guest can grow to, in MiB. 0 means as much as the host has."`
+	EnableVirtioMem         bool `toml:"enable_virtio_mem" default:"true" annotation:"=" doc:"Let the guest's memory grow and shrink with its containers (virtio-mem). (Kata Containers' own default is false.)"`
+	ReclaimGuestFreedMemory bool `toml:"reclaim_guest_freed_memory" default:"true" annotation:"=" doc:"Give memory that the guest frees back to the host (free page reporting). (Kata Containers' own default is false.)"`
 
 	SharedFS          string   `toml:"shared_fs" default:"virtio-fs" enum:"virtio-fs,none" annotation:"=" doc:"How host directories reach the guest. With none, only block devices and files that are copied do."`
 	VirtioFSDaemon    string   `toml:"virtio_fs_daemon" default:"" path:"abs" annotation:"=" valid:"valid_virtio_fs_daemon_paths" doc:"The virtio-fs daemon, the Rust one or that of QEMU 7.2. Empty: the first of /usr/libexec/virtiofsd and /usr/lib/qemu/virtiofsd that exists."`
@@ -90,15 +93,16 @@ type Agent struct {
 
 // Runtime is [runtime].
 type Runtime struct {
-	EnableDebug            bool          `toml:"enable_debug" default:"false" doc:"Let the shim log at debug level."`
-	InternetworkingModel   string        `toml:"internetworking_model" default:"tcfilter" enum:"tcfilter,macvtap,none" annotation:"=" doc:"How the pod's network devices reach the VM. tcfilter: traffic control redirects between device and tap. macvtap: a macvtap lies on the device. none: not at all."`
-	DisableGuestSeccomp    bool          `toml:"disable_guest_seccomp" default:"false" annotation:"=" doc:"Do not apply the container's seccomp profile in the guest. (Kata Containers' own default is true.)"`
-	SandboxCgroupOnly      bool          `toml:"sandbox_cgroup_only" default:"true" annotation:"=" doc:"true: VMM, virtio-fs daemon and shim are in the pod's cgroup, whose limits must leave room for them. false: only the vCPUs' threads are, the rest is in /kata_overhead and not limited; needs cgroup version 1 and cgroup paths that are not systemd's."`
-	SandboxBindMounts      []string      `toml:"sandbox_bind_mounts" default:"[]" doc:"Host paths that every guest sees, read-only unless followed by \":rw\", for services of the guest."`
-	DisableNewNetNS        bool          `toml:"disable_new_netns" default:"false" annotation:"=" doc:"Run the VMM in the host's network namespace. Needs internetworking_model = \"none\"."`
-	Experimental           []string      `toml:"experimental" default:"[]" doc:"Experimental features to turn on. None exists yet."`
-	CreateContainerTimeout time.Duration `toml:"create_container_timeout" default:"60" unit:"s" min:"1" max:"3600" annotation:"=" doc:"How long the creation of a container may take, in seconds."`
-	StateDir               string        `toml:"state_dir" default:"/run/kata-containers" path:"abs" doc:"Where every pod's directory and ledger live. A tmpfs of root's."`
+	EnableDebug               bool          `toml:"enable_debug" default:"false" doc:"Let the shim log at debug level."`
+	InternetworkingModel      string        `toml:"internetworking_model" default:"tcfilter" enum:"tcfilter,macvtap,none" annotation:"=" doc:"How the pod's network devices reach the VM. tcfilter: traffic control redirects between device and tap. macvtap: a macvtap lies on the device. none: not at all."`
+	DisableGuestSeccomp       bool          `toml:"disable_guest_seccomp" default:"false" annotation:"=" doc:"Do not apply the container's seccomp profile in the guest. (Kata Containers' own default is true.)"`
+	SandboxCgroupOnly         bool          `toml:"sandbox_cgroup_only" default:"true" annotation:"=" doc:"true: VMM, virtio-fs daemon and shim are in the pod's cgroup, whose limits must leave room for them. false: only the vCPUs' threads are, the rest is in /kata_overhead and not limited; needs cgroup version 1 and cgroup paths that are not systemd's."`
+	SandboxBindMounts         []string      `toml:"sandbox_bind_mounts" default:"[]" doc:"Host paths that every guest sees, read-only unless followed by \":rw\", for services of the guest."`
+	StaticSandboxResourceMgmt bool          `toml:"static_sandbox_resource_mgmt" default:"false" doc:"Give the machine the size of its pod at boot and never change it."`
+	DisableNewNetNS           bool          `toml:"disable_new_netns" default:"false" annotation:"=" doc:"Run the VMM in the host's network namespace. Needs internetworking_model = \"none\"."`
+	Experimental              []string      `toml:"experimental" default:"[]" doc:"Experimental features to turn on. None exists yet."`
+	CreateContainerTimeout    time.Duration `toml:"create_container_timeout" default:"60" unit:"s" min:"1" max:"3600" annotation:"=" doc:"How long the creation of a container may take, in seconds."`
+	StateDir                  string        `toml:"state_dir" default:"/run/kata-containers" path:"abs" doc:"Where every pod's directory and ledger live. A tmpfs of root's."`
 }
 
 // Factory is [factory].
@@ -121,6 +125,14 @@ func (q *QEMU) CPUs(hostCPUs int) (boot, most int) {
 		most = hostCPUs
 	}
 	return boot, max(boot, most)
+}
+
+// MaxMemoryBytes is the most that a guest's memory can grow to, on a host with that many bytes.
+func (q *QEMU) MaxMemoryBytes(host uint64) uint64 {
+	if q.DefaultMaxMemory == 0 {
+		return host
+	}
+	return uint64(q.DefaultMaxMemory) << 20
 }
 
 // MemoryBytes is DefaultMemory in bytes.

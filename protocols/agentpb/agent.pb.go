@@ -2685,10 +2685,13 @@ func (x *SetIPTablesResponse) GetData() []byte {
 }
 
 type OnlineCPUMemRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Wait          bool                   `protobuf:"varint,1,opt,name=wait,proto3" json:"wait,omitempty"`
-	NbCpus        uint32                 `protobuf:"varint,2,opt,name=nb_cpus,json=nbCpus,proto3" json:"nb_cpus,omitempty"`
-	CpuOnly       bool                   `protobuf:"varint,3,opt,name=cpu_only,json=cpuOnly,proto3" json:"cpu_only,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Wait    bool                   `protobuf:"varint,1,opt,name=wait,proto3" json:"wait,omitempty"`
+	NbCpus  uint32                 `protobuf:"varint,2,opt,name=nb_cpus,json=nbCpus,proto3" json:"nb_cpus,omitempty"`
+	CpuOnly bool                   `protobuf:"varint,3,opt,name=cpu_only,json=cpuOnly,proto3" json:"cpu_only,omitempty"`
+	// An addition of ours: how many CPUs are to be up in all, the first of them;
+	// those above go down. Takes nb_cpus' place unless it is 0.
+	OnlineCpus    uint32 `protobuf:"varint,100,opt,name=online_cpus,json=onlineCpus,proto3" json:"online_cpus,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2742,6 +2745,13 @@ func (x *OnlineCPUMemRequest) GetCpuOnly() bool {
 		return x.CpuOnly
 	}
 	return false
+}
+
+func (x *OnlineCPUMemRequest) GetOnlineCpus() uint32 {
+	if x != nil {
+		return x.OnlineCpus
+	}
+	return 0
 }
 
 type ReseedRandomDevRequest struct {
@@ -4424,11 +4434,13 @@ const file_protocols_agent_proto_rawDesc = "" +
 	"\ais_ipv6\x18\x01 \x01(\bR\x06isIpv6\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\")\n" +
 	"\x13SetIPTablesResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"]\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"~\n" +
 	"\x13OnlineCPUMemRequest\x12\x12\n" +
 	"\x04wait\x18\x01 \x01(\bR\x04wait\x12\x17\n" +
 	"\anb_cpus\x18\x02 \x01(\rR\x06nbCpus\x12\x19\n" +
-	"\bcpu_only\x18\x03 \x01(\bR\acpuOnly\",\n" +
+	"\bcpu_only\x18\x03 \x01(\bR\acpuOnly\x12\x1f\n" +
+	"\vonline_cpus\x18d \x01(\rR\n" +
+	"onlineCpus\",\n" +
 	"\x16ReseedRandomDevRequest\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\xef\x01\n" +
 	"\fAgentDetails\x12\x18\n" +

@@ -266,6 +266,11 @@ func (a *Agent) UpdateContainer(_ context.Context, r *agentpb.UpdateContainerReq
 	return empty, err
 }
 
+// OnlineCPUMem implements the service.
+func (a *Agent) OnlineCPUMem(context.Context, *agentpb.OnlineCPUMemRequest) (*emptypb.Empty, error) {
+	return empty, nil
+}
+
 // StatsContainer implements the service.
 func (a *Agent) StatsContainer(_ context.Context, r *agentpb.StatsContainerRequest) (*agentpb.StatsContainerResponse, error) {
 	if _, err := a.process(r.ContainerId, ""); err != nil {
