@@ -143,7 +143,7 @@ func testOutlives(b *box) {
 // testFeatures: what containerd 2 and its CRI plugin learn about the runtime.
 func testFeatures(b *box) {
 	out := b.ok("plugins", "inspect-runtime", "--runtime", runtimeName)
-	if !strings.Contains(out, `"rro"`) || strings.Contains(out, `"user"`) || strings.Contains(out, "allow-mounts") {
+	if !strings.Contains(out, `"rro"`) || strings.Contains(out, `"user"`) || !strings.Contains(out, `runtime-allow-mounts": "erofs`) {
 		b.Errorf("the runtime's description: %s", out)
 	}
 }
