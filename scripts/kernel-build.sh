@@ -21,7 +21,8 @@ exec 9>"$KATA_CACHE/.kernel.lock"
 flock 9
 version=$("$here/apt-private.sh" version "$KERNEL_SOURCE_SUITE" "$KERNEL_SOURCE")
 [ -n "$version" ] || die "kernel: the Debian archive has no $KERNEL_SOURCE in $KERNEL_SOURCE_SUITE"
-digest=$(cat "$config" "${BASH_SOURCE[0]}" | sha256sum | cut -c 1-12)
+# The recipe's number is raised with a change below that changes the kernel.
+digest=$({ echo "recipe 1, $KERNEL_BUILD_TIME"; cat "$config"; } | sha256sum | cut -c 1-12)
 name=linux-kata-$version-$digest
 if current "$dir/$name" "$name"; then
 	ln -sfn "$name" "$dir/small"
@@ -63,6 +64,7 @@ lost=$(awk 'NR == FNR { if (/^CONFIG_/) { split($0, a, "="); have[a[1]] = $0 } n
 [ -z "$lost" ] || die "kernel: these lines of images/kernel/kata.config do not hold in the configuration that results (a dependency is missing, or the name has changed):
 $lost"
 build -j"$(nproc)" vmlinux >"$work/log" 2>&1 || fail
+times >"$work/times" # user and system time of this shell, then of its children
 release=$(cat "$src/include/config/kernel.release")
 readelf -n "$src/vmlinux" 2>/dev/null | grep -q 'Xen' || die "kernel: the built file has no PVH entry (an ELF note of Xen's)"
 mkdir -p "$work/out/boot" "$work/out/lib/modules/$release"
@@ -71,6 +73,7 @@ cp "$src/modules.builtin" "$work/out/lib/modules/$release/"
 cp "$src/.config" "$work/out/config"
 printf '%s\n' "$version" >"$work/out/version"
 ln -s "lib/modules/$release" "$work/out/modules"
+minutes=$(awk 'NR == 2 { split($1, u, /[ms]/); split($2, s, /[ms]/); printf "%.1f", u[1] + s[1] + (u[2] + s[2]) / 60 }' "$work/times")
 replace "$work/out" "$dir/$name" "$name"
 ln -sfn "$name" "$dir/small"
-say "kernel: $release, $(stat -c %s "$dir/$name/boot/vmlinux-$release") bytes, $(times | awk 'NR == 2 { split($1, u, /[ms]/); split($2, s, /[ms]/); printf "%.1f", u[1] + s[1] + (u[2] + s[2]) / 60 }') minutes of CPU"
+say "kernel: $release, $(stat -c %s "$dir/$name/boot/vmlinux-$release") bytes, $minutes minutes of CPU"

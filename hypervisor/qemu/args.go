@@ -191,11 +191,12 @@ func vsockArguments(l layout) []string {
 // panic=-1 (reboot at once) and reboot=t turn a guest's end into QEMU's (with -no-reboot).
 // noreplace-smp keeps a kernel that starts with one CPU from patching itself for
 // one, and back when a second comes: without KVM that is a seventh of the boot.
+// A dummy driver that is built in makes no device that nobody asked for.
 func kernelCommandLine(c hypervisor.Config, l layout) string {
 	p := []string{
 		"console=ttyS0", "quiet", "panic=-1", "reboot=t", "tsc=reliable", "no_timer_check", "noreplace-smp",
 		"rcupdate.rcu_expedited=1", "random.trust_cpu=on", "cryptomgr.notests", "cgroup_no_v1=all",
-		"i8042.noaux", "i8042.nopnp", "net.ifnames=0",
+		"i8042.noaux", "i8042.nopnp", "net.ifnames=0", "dummy.numdummies=0",
 	}
 	if l.TSCKHz != 0 {
 		p = append(p, "tsc_early_khz="+strconv.FormatUint(l.TSCKHz, 10))
