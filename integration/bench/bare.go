@@ -52,7 +52,8 @@ func (e *Env) bareBoot() Probe {
 func bareArguments(product []string, kernel, initrd string) ([]string, error) {
 	keep := map[string]string{"-machine": "", "-accel": "", "-cpu": "", "-m": "", "-object": "", "-append": "", "-bios": ""}
 	for i := 0; i+1 < len(product); i++ {
-		if _, wanted := keep[product[i]]; wanted {
+		// The first of several objects is the memory at boot; what comes later has its own.
+		if have, wanted := keep[product[i]]; wanted && have == "" {
 			keep[product[i]] = product[i+1]
 		}
 	}
