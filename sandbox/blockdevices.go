@@ -52,6 +52,40 @@ func blockMounts(spec *specs.Spec) *specs.Spec {
 	return &g
 }
 
+// withoutHostDisks is the specification of a container that may use every device,
+// as a privileged one may, without the disks of the host. containerd lists them
+// all for it by the host's own names, unless privileged_without_host_devices is
+// set; a volume has a name that the pod chose.
+func (s *Sandbox) withoutHostDisks(container string, spec *specs.Spec) *specs.Spec {
+	if spec.Linux == nil || !everyDevice(spec.Linux.Resources) {
+		return spec
+	}
+	var left []string
+	devices := slices.DeleteFunc(slices.Clone(spec.Linux.Devices), func(d specs.LinuxDevice) bool {
+		var st unix.Stat_t
+		if d.Type != "b" || unix.Lstat(d.Path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || st.Rdev != unix.Mkdev(uint32(d.Major), uint32(d.Minor)) {
+			return false
+		}
+		left = append(left, d.Path)
+		return true
+	})
+	if len(left) == 0 {
+		return spec
+	}
+	s.o.Log.Warn("disks of the host are left out of a container that may use every device; set privileged_without_host_devices", "container", container, "devices", left)
+	g, l := *spec, *spec.Linux
+	l.Devices = devices
+	g.Linux = &l
+	return &g
+}
+
+// everyDevice tells whether one rule allows all devices.
+func everyDevice(r *specs.LinuxResources) bool {
+	return r != nil && slices.ContainsFunc(r.Devices, func(rule specs.LinuxDeviceCgroup) bool {
+		return rule.Allow && (rule.Type == "" || rule.Type == "a") && rule.Major == nil && rule.Minor == nil && strings.Contains(rule.Access, "w")
+	})
+}
+
 // device is a block device of the specification, open.
 type device struct {
 	path   string // in the container
@@ -86,11 +120,7 @@ func (s *Sandbox) openDevice(r *specs.LinuxResources, d specs.LinuxDevice) (*sto
 	if err != nil {
 		return nil, err
 	}
-	src, err := s.disks.OpenSource(path, !writable(r, d))
-	if errdefs.IsFailedPrecondition(err) {
-		err = fmt.Errorf("%w (a privileged container gets every device of the host unless privileged_without_host_devices is set)", err)
-	}
-	return src, err
+	return s.disks.OpenSource(path, !writable(r, d))
 }
 
 // sysBlock lists block devices by number.

@@ -60,7 +60,7 @@ type Container struct {
 // one. On error nothing of the container is left.
 func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *Container, err error) {
 	t := newTimings()
-	cc.Spec = blockMounts(cc.Spec)
+	cc.Spec = blockMounts(s.withoutHostDisks(cc.ID, cc.Spec))
 	if err := s.notStopped(); err != nil {
 		return nil, err
 	}
