@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/guest-agent/fault"
+	"github.com/kata-v2/kata/internal/bpf"
 )
 
 func p[T any](v T) *T { return &v }
@@ -60,7 +61,7 @@ func throttle(major, minor int64, rate uint64) specs.LinuxThrottleDevice {
 }
 
 // run executes a device program like the kernel would, for the few instructions it uses.
-func run(t *testing.T, prog []insn, kind, access, major, minor uint32) bool {
+func run(t *testing.T, prog []bpf.Insn, kind, access, major, minor uint32) bool {
 	t.Helper()
 	ctx := []uint32{access<<16 | kind, major, minor}
 	var r [11]uint32
@@ -69,33 +70,34 @@ func run(t *testing.T, prog []insn, kind, access, major, minor uint32) bool {
 			t.Fatalf("the program leaves itself at %d", pc)
 		}
 		in := prog[pc]
-		switch in.op {
+		dst, src := in.Regs&15, in.Regs>>4
+		switch in.Code {
 		case opLoadW:
-			r[in.dst] = ctx[in.off/4]
+			r[dst] = ctx[in.Off/4]
 		case opMovReg:
-			r[in.dst] = r[in.src]
+			r[dst] = r[src]
 		case opMovImm:
-			r[in.dst] = uint32(in.imm)
+			r[dst] = uint32(in.Imm)
 		case opAnd:
-			r[in.dst] &= uint32(in.imm)
+			r[dst] &= uint32(in.Imm)
 		case opRsh:
-			r[in.dst] >>= uint32(in.imm)
+			r[dst] >>= uint32(in.Imm)
 		case opJne:
-			if r[in.dst] != uint32(in.imm) {
-				pc += int(in.off)
+			if r[dst] != uint32(in.Imm) {
+				pc += int(in.Off)
 			}
 		case opJneReg:
-			if r[in.dst] != r[in.src] {
-				pc += int(in.off)
+			if r[dst] != r[src] {
+				pc += int(in.Off)
 			}
 		case opJeqZero:
-			if r[in.dst] == uint32(in.imm) {
-				pc += int(in.off)
+			if r[dst] == uint32(in.Imm) {
+				pc += int(in.Off)
 			}
 		case opExit:
 			return r[regRet] == 1
 		default:
-			t.Fatalf("instruction %#x", in.op)
+			t.Fatalf("instruction %#x", in.Code)
 		}
 	}
 }

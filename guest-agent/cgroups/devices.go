@@ -3,17 +3,15 @@
 package cgroups
 
 import (
-	"encoding/binary"
 	"fmt"
 	"os"
-	"runtime"
 	"slices"
-	"unsafe"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/guest-agent/fault"
+	"github.com/kata-v2/kata/internal/bpf"
 )
 
 // SetDevices restricts which device nodes the group may make, read and write.
@@ -33,13 +31,13 @@ func (g *Group) SetDevices(rules []specs.LinuxDeviceCgroup) error {
 		return fmt.Errorf("device rules: %w", err)
 	}
 	defer dir.Close()
-	fd, err := loadProgram(prog)
+	fd, err := bpf.Load(unix.BPF_PROG_TYPE_CGROUP_DEVICE, 0, "kata_dev", prog)
 	if err != nil {
 		return fmt.Errorf("device rules: load BPF program: %w", err)
 	}
 	defer unix.Close(fd) // the attachment keeps it
 	attr := struct{ target, prog, kind, flags uint32 }{uint32(dir.Fd()), uint32(fd), unix.BPF_CGROUP_DEVICE, 0}
-	if err := bpf(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil {
+	if _, err := bpf.Call(unix.BPF_PROG_ATTACH, &attr); err != nil {
 		return fmt.Errorf("device rules: attach BPF program: %w", err)
 	}
 	return nil
@@ -71,14 +69,6 @@ func withUsual(rules []specs.LinuxDeviceCgroup) []specs.LinuxDeviceCgroup {
 	return slices.Concat(rules[:at], usual, rules[at:])
 }
 
-// insn is one eBPF instruction (Documentation/bpf/instruction-set.rst).
-type insn struct {
-	op       byte
-	dst, src byte
-	off      int16
-	imm      int32
-}
-
 const (
 	opLoadW  = unix.BPF_LDX | unix.BPF_MEM | unix.BPF_W
 	opAnd    = unix.BPF_ALU | unix.BPF_AND | unix.BPF_K
@@ -96,14 +86,14 @@ const (
 var accessBits = map[rune]int32{'m': unix.BPF_DEVCG_ACC_MKNOD, 'r': unix.BPF_DEVCG_ACC_READ, 'w': unix.BPF_DEVCG_ACC_WRITE}
 
 // deviceProgram compiles rules: the last one is asked first; none matching means refused.
-func deviceProgram(rules []specs.LinuxDeviceCgroup) ([]insn, error) {
-	prog := []insn{
-		{op: opLoadW, dst: regType, src: regCtx, off: 0}, // access_type: access << 16 | type
-		{op: opMovReg, dst: regAccess, src: regType},
-		{op: opAnd, dst: regType, imm: 0xffff},
-		{op: opRsh, dst: regAccess, imm: 16},
-		{op: opLoadW, dst: regMajor, src: regCtx, off: 4},
-		{op: opLoadW, dst: regMinor, src: regCtx, off: 8},
+func deviceProgram(rules []specs.LinuxDeviceCgroup) ([]bpf.Insn, error) {
+	prog := []bpf.Insn{
+		{Code: opLoadW, Regs: bpf.Pair(regType, regCtx)}, // access_type: access << 16 | type
+		{Code: opMovReg, Regs: bpf.Pair(regAccess, regType)},
+		{Code: opAnd, Regs: bpf.Pair(regType, 0), Imm: 0xffff},
+		{Code: opRsh, Regs: bpf.Pair(regAccess, 0), Imm: 16},
+		{Code: opLoadW, Regs: bpf.Pair(regMajor, regCtx), Off: 4},
+		{Code: opLoadW, Regs: bpf.Pair(regMinor, regCtx), Off: 8},
 	}
 	for i := len(rules) - 1; i >= 0; i-- {
 		block, all, err := ruleBlock(rules[i])
@@ -118,25 +108,25 @@ func deviceProgram(rules []specs.LinuxDeviceCgroup) ([]insn, error) {
 	return append(prog, verdict(false)...), nil
 }
 
-func verdict(allow bool) []insn {
-	v := insn{op: opMovImm, dst: regRet}
+func verdict(allow bool) []bpf.Insn {
+	v := bpf.Insn{Code: opMovImm, Regs: bpf.Pair(regRet, 0)}
 	if allow {
-		v.imm = 1
+		v.Imm = 1
 	}
-	return []insn{v, {op: opExit}}
+	return []bpf.Insn{v, {Code: opExit}}
 }
 
 // ruleBlock checks one rule and answers when it matches; all says that it always does.
-func ruleBlock(r specs.LinuxDeviceCgroup) (block []insn, all bool, err error) {
-	var conds []insn
+func ruleBlock(r specs.LinuxDeviceCgroup) (block []bpf.Insn, all bool, err error) {
+	var conds []bpf.Insn
 	switch r.Type {
 	case "a", "":
 		// "a" names every device, whatever the numbers and the access say.
 		return verdict(r.Allow), true, nil
 	case "b":
-		conds = append(conds, insn{op: opJne, dst: regType, imm: unix.BPF_DEVCG_DEV_BLOCK})
+		conds = append(conds, bpf.Insn{Code: opJne, Regs: bpf.Pair(regType, 0), Imm: unix.BPF_DEVCG_DEV_BLOCK})
 	case "c", "u":
-		conds = append(conds, insn{op: opJne, dst: regType, imm: unix.BPF_DEVCG_DEV_CHAR})
+		conds = append(conds, bpf.Insn{Code: opJne, Regs: bpf.Pair(regType, 0), Imm: unix.BPF_DEVCG_DEV_CHAR})
 	default:
 		return nil, false, fault.New(fault.InvalidArgument, "type %q: want a, b, c or u", r.Type)
 	}
@@ -157,15 +147,15 @@ func ruleBlock(r specs.LinuxDeviceCgroup) (block []insn, all bool, err error) {
 		conds = append(conds, accessCond(access, r.Allow)...)
 	}
 	if r.Major != nil && *r.Major >= 0 {
-		conds = append(conds, insn{op: opJne, dst: regMajor, imm: int32(*r.Major)})
+		conds = append(conds, bpf.Insn{Code: opJne, Regs: bpf.Pair(regMajor, 0), Imm: int32(*r.Major)})
 	}
 	if r.Minor != nil && *r.Minor >= 0 {
-		conds = append(conds, insn{op: opJne, dst: regMinor, imm: int32(*r.Minor)})
+		conds = append(conds, bpf.Insn{Code: opJne, Regs: bpf.Pair(regMinor, 0), Imm: int32(*r.Minor)})
 	}
 	block = append(conds, verdict(r.Allow)...)
 	for i := range conds {
-		if op := block[i].op; op == opJne || op == opJneReg || op == opJeqZero {
-			block[i].off = int16(len(block) - i - 1) // past this rule
+		if op := block[i].Code; op == opJne || op == opJneReg || op == opJeqZero {
+			block[i].Off = int16(len(block) - i - 1) // past this rule
 		}
 	}
 	return block, false, nil
@@ -173,53 +163,13 @@ func ruleBlock(r specs.LinuxDeviceCgroup) (block []insn, all bool, err error) {
 
 const opJeqZero = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
 
-func accessCond(access int32, allow bool) []insn {
-	mask := []insn{
-		{op: unix.BPF_ALU | unix.BPF_MOV | unix.BPF_X, dst: regTmp, src: regAccess},
-		{op: opAnd, dst: regTmp, imm: access},
+func accessCond(access int32, allow bool) []bpf.Insn {
+	mask := []bpf.Insn{
+		{Code: unix.BPF_ALU | unix.BPF_MOV | unix.BPF_X, Regs: bpf.Pair(regTmp, regAccess)},
+		{Code: opAnd, Regs: bpf.Pair(regTmp, 0), Imm: access},
 	}
 	if allow {
-		return append(mask, insn{op: opJneReg, dst: regTmp, src: regAccess})
+		return append(mask, bpf.Insn{Code: opJneReg, Regs: bpf.Pair(regTmp, regAccess)})
 	}
-	return append(mask, insn{op: opJeqZero, dst: regTmp, imm: 0})
-}
-
-func encode(prog []insn) []byte {
-	b := make([]byte, 0, 8*len(prog))
-	for _, in := range prog {
-		regs := in.dst | in.src<<4
-		b = append(b, in.op, regs)
-		b = binary.NativeEndian.AppendUint16(b, uint16(in.off))
-		b = binary.NativeEndian.AppendUint32(b, uint32(in.imm))
-	}
-	return b
-}
-
-func loadProgram(prog []insn) (int, error) {
-	code := encode(prog)
-	license := []byte("Apache-2.0\x00")
-	// The head of union bpf_attr for BPF_PROG_LOAD.
-	attr := struct {
-		kind, count      uint32
-		insns, license   uint64
-		logLevel, logLen uint32
-		log              uint64
-	}{
-		kind: unix.BPF_PROG_TYPE_CGROUP_DEVICE, count: uint32(len(prog)),
-		insns: uint64(uintptr(unsafe.Pointer(&code[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0]))),
-	}
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	runtime.KeepAlive(code)
-	runtime.KeepAlive(license)
-	if errno != 0 {
-		return -1, errno
-	}
-	return int(fd), nil
-}
-
-func bpf(cmd uintptr, attr unsafe.Pointer, size uintptr) error {
-	if _, _, errno := unix.Syscall(unix.SYS_BPF, cmd, uintptr(attr), size); errno != 0 {
-		return errno
-	}
-	return nil
+	return append(mask, bpf.Insn{Code: opJeqZero, Regs: bpf.Pair(regTmp, 0)})
 }

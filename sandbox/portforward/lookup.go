@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/internal/bpf"
 )
 
 // Fields of struct bpf_sk_lookup (Linux include/uapi/linux/bpf.h), by offset.
@@ -52,39 +54,28 @@ const (
 	r10 = 10
 )
 
-// insn is one instruction (RFC 9669).
-type insn struct {
-	code uint8
-	regs uint8 // destination in the low four bits, source in the high
-	off  int16
-	imm  int32
-}
-
-func pair(dst, src uint8) uint8 {
-	if binary.NativeEndian.Uint16([]byte{1, 0}) == 1 {
-		return dst | src<<4
-	}
-	return dst<<4 | src // the two are bit fields of the kernel's struct
+func insn(code, regs uint8, off int16, imm int32) bpf.Insn {
+	return bpf.Insn{Code: code, Regs: regs, Off: off, Imm: imm}
 }
 
 // load reads 32 bits of what src points at; store writes them.
-func load(dst, src uint8, off int16) insn {
-	return insn{unix.BPF_LDX | unix.BPF_W | unix.BPF_MEM, pair(dst, src), off, 0}
+func load(dst, src uint8, off int16) bpf.Insn {
+	return insn(unix.BPF_LDX|unix.BPF_W|unix.BPF_MEM, bpf.Pair(dst, src), off, 0)
 }
 
-func store(dst uint8, off int16, src uint8) insn {
-	return insn{unix.BPF_STX | unix.BPF_W | unix.BPF_MEM, pair(dst, src), off, 0}
+func store(dst uint8, off int16, src uint8) bpf.Insn {
+	return insn(unix.BPF_STX|unix.BPF_W|unix.BPF_MEM, bpf.Pair(dst, src), off, 0)
 }
 
-func move(dst, src uint8) insn {
-	return insn{unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_X, pair(dst, src), 0, 0}
+func move(dst, src uint8) bpf.Insn {
+	return insn(unix.BPF_ALU64|unix.BPF_MOV|unix.BPF_X, bpf.Pair(dst, src), 0, 0)
 }
 
-func set(dst uint8, v int32) insn {
-	return insn{unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_K, pair(dst, 0), 0, v}
+func set(dst uint8, v int32) bpf.Insn {
+	return insn(unix.BPF_ALU64|unix.BPF_MOV|unix.BPF_K, bpf.Pair(dst, 0), 0, v)
 }
 
-func call(fn int32) insn { return insn{unix.BPF_JMP | unix.BPF_CALL, 0, 0, fn} }
+func call(fn int32) bpf.Insn { return insn(unix.BPF_JMP|unix.BPF_CALL, 0, 0, fn) }
 
 // Jumps compare 32 bits and have their distance filled in by link.
 const (
@@ -93,18 +84,18 @@ const (
 	toAssign = -3
 )
 
-func unless(r uint8, v int32, to int16) insn {
-	return insn{unix.BPF_JMP32 | unix.BPF_JNE | unix.BPF_K, pair(r, 0), to, v}
+func unless(r uint8, v int32, to int16) bpf.Insn {
+	return insn(unix.BPF_JMP32|unix.BPF_JNE|unix.BPF_K, bpf.Pair(r, 0), to, v)
 }
 
-func when(r uint8, v int32, to int16) insn {
-	return insn{unix.BPF_JMP32 | unix.BPF_JEQ | unix.BPF_K, pair(r, 0), to, v}
+func when(r uint8, v int32, to int16) bpf.Insn {
+	return insn(unix.BPF_JMP32|unix.BPF_JEQ|unix.BPF_K, bpf.Pair(r, 0), to, v)
 }
 
 // program is what the kernel runs for a connection; listeners is the map's descriptor.
-func program(listeners int) []insn {
+func program(listeners int) []bpf.Insn {
 	network := func(b ...byte) int32 { return int32(binary.NativeEndian.Uint32(b)) }
-	head := []insn{
+	head := []bpf.Insn{
 		move(r6, r1),
 		load(r2, r6, ctxProtocol),
 		unless(r2, unix.IPPROTO_TCP, toPass),
@@ -117,20 +108,20 @@ func program(listeners int) []insn {
 	for i, want := range []int32{0, 0, 0, network(0, 0, 0, 1)} {
 		head = append(head, load(r2, r6, ctxLocalIP6+4*int16(i)), unless(r2, want, toPass))
 	}
-	head = append(head, insn{unix.BPF_JMP | unix.BPF_JA, 0, toAssign, 0})
-	ipv4 := []insn{
+	head = append(head, insn(unix.BPF_JMP|unix.BPF_JA, 0, toAssign, 0))
+	ipv4 := []bpf.Insn{
 		load(r2, r6, ctxLocalIP4),
-		{unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, pair(r2, 0), 0, network(0xff, 0, 0, 0)},
+		insn(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, bpf.Pair(r2, 0), 0, network(0xff, 0, 0, 0)),
 		unless(r2, network(127, 0, 0, 0), toPass),
 	}
-	assign := []insn{
+	assign := []bpf.Insn{
 		store(r10, -4, r7),
 		// A map's descriptor is an immediate of 64 bits, two instructions long.
-		{unix.BPF_LD | unix.BPF_DW | unix.BPF_IMM, pair(r1, unix.BPF_PSEUDO_MAP_FD), 0, int32(listeners)}, {},
+		insn(unix.BPF_LD|unix.BPF_DW|unix.BPF_IMM, bpf.Pair(r1, unix.BPF_PSEUDO_MAP_FD), 0, int32(listeners)), {},
 		move(r2, r10),
-		{unix.BPF_ALU64 | unix.BPF_ADD | unix.BPF_K, pair(r2, 0), 0, -4},
+		insn(unix.BPF_ALU64|unix.BPF_ADD|unix.BPF_K, bpf.Pair(r2, 0), 0, -4),
 		call(fnMapLookup),
-		{unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, pair(r0, 0), toPass, 0}, // a pointer: all its bits
+		insn(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, bpf.Pair(r0, 0), toPass, 0), // a pointer: all its bits
 		move(r7, r0),
 		move(r1, r6),
 		move(r2, r0),
@@ -139,33 +130,24 @@ func program(listeners int) []insn {
 		move(r1, r7),
 		call(fnRelease),
 	}
-	pass := []insn{set(r0, skPass), {unix.BPF_JMP | unix.BPF_EXIT, 0, 0, 0}}
+	pass := []bpf.Insn{set(r0, skPass), insn(unix.BPF_JMP|unix.BPF_EXIT, 0, 0, 0)}
 	places := map[int16]int{
 		toIPv4: len(head), toAssign: len(head) + len(ipv4), toPass: len(head) + len(ipv4) + len(assign),
 	}
 	all := append(append(append(head, ipv4...), assign...), pass...)
 	for i, in := range all {
-		jump := in.code&7 == unix.BPF_JMP || in.code&7 == unix.BPF_JMP32
-		if place, ok := places[in.off]; ok && jump {
-			all[i].off = int16(place - i - 1)
+		jump := in.Code&7 == unix.BPF_JMP || in.Code&7 == unix.BPF_JMP32
+		if place, ok := places[in.Off]; ok && jump {
+			all[i].Off = int16(place - i - 1)
 		}
 	}
 	return all
 }
 
-// bpf is bpf(2); attr points at the member of union bpf_attr that belongs to cmd.
-func bpf[T any](cmd uintptr, attr *T) (int, error) {
-	n, _, e := unix.Syscall(unix.SYS_BPF, cmd, uintptr(unsafe.Pointer(attr)), unsafe.Sizeof(*attr))
-	if e != 0 {
-		return -1, e
-	}
-	return int(n), nil
-}
-
 // steer leads connections to the loopback addresses of the namespace to the
 // listeners, until the returned file is closed. A nil listener is left out.
 func steer(namespace *os.File, v4, v6 *net.TCPListener) (*os.File, error) {
-	m, err := bpf(unix.BPF_MAP_CREATE, &struct{ kind, key, value, entries, flags uint32 }{unix.BPF_MAP_TYPE_SOCKMAP, 4, 8, slots, 0})
+	m, err := bpf.Call(unix.BPF_MAP_CREATE, &struct{ kind, key, value, entries, flags uint32 }{unix.BPF_MAP_TYPE_SOCKMAP, 4, 8, slots, 0})
 	if err != nil {
 		return nil, fmt.Errorf("bpf: map of listeners: %w", err)
 	}
@@ -178,12 +160,12 @@ func steer(namespace *os.File, v4, v6 *net.TCPListener) (*os.File, error) {
 			return nil, fmt.Errorf("bpf: listener %v: %w", l.Addr(), err)
 		}
 	}
-	p, err := loadProgram(program(m))
+	p, err := bpf.Load(unix.BPF_PROG_TYPE_SK_LOOKUP, unix.BPF_SK_LOOKUP, "kata_fwd", program(m))
 	if err != nil {
 		return nil, fmt.Errorf("bpf: program of the type sk_lookup (Linux 5.9): %w", err)
 	}
 	defer unix.Close(p) // the link holds it
-	link, err := bpf(unix.BPF_LINK_CREATE, &struct{ prog, target, kind, flags uint32 }{uint32(p), uint32(namespace.Fd()), unix.BPF_SK_LOOKUP, 0})
+	link, err := bpf.Call(unix.BPF_LINK_CREATE, &struct{ prog, target, kind, flags uint32 }{uint32(p), uint32(namespace.Fd()), unix.BPF_SK_LOOKUP, 0})
 	if err != nil {
 		return nil, fmt.Errorf("bpf: attach to the network namespace: %w", err)
 	}
@@ -203,32 +185,11 @@ func enter(m int, slot uint32, l *net.TCPListener) error {
 		defer pin.Unpin()
 		pin.Pin(&slot)
 		pin.Pin(&value)
-		_, berr = bpf(unix.BPF_MAP_UPDATE_ELEM, &struct {
+		_, berr = bpf.Call(unix.BPF_MAP_UPDATE_ELEM, &struct {
 			m, _       uint32
 			key, value unsafe.Pointer
 			flags      uint64
 		}{m: uint32(m), key: unsafe.Pointer(&slot), value: unsafe.Pointer(&value)})
 	})
 	return errors.Join(err, berr)
-}
-
-func loadProgram(insns []insn) (int, error) {
-	license := []byte("Apache-2.0\x00")
-	var pin runtime.Pinner
-	defer pin.Unpin()
-	pin.Pin(&insns[0])
-	pin.Pin(&license[0])
-	return bpf(unix.BPF_PROG_LOAD, &struct {
-		kind, count        uint32
-		insns, license     unsafe.Pointer
-		logLevel, logSize  uint32
-		logBuffer          uint64
-		kernel, flags      uint32
-		name               [unix.BPF_OBJ_NAME_LEN]byte
-		device, attachKind uint32
-	}{
-		kind: unix.BPF_PROG_TYPE_SK_LOOKUP, count: uint32(len(insns)),
-		insns: unsafe.Pointer(&insns[0]), license: unsafe.Pointer(&license[0]),
-		name: [unix.BPF_OBJ_NAME_LEN]byte{'k', 'a', 't', 'a', '_', 'f', 'w', 'd'}, attachKind: unix.BPF_SK_LOOKUP,
-	})
 }
