@@ -137,7 +137,7 @@ func (h *Hypervisor) clone(ctx context.Context, t *Template, c hypervisor.Config
 		defer f.Close() // the VMM has it
 		cc.Memory = f
 	} else {
-		m, err := t.Shared()
+		m, err := t.Shared(ctx)
 		if err != nil {
 			return nil, err
 		}

@@ -3,6 +3,7 @@
 package template
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -15,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -151,12 +153,19 @@ func (m *Memory) Close() error {
 	return errors.Join(err, m.File.Close())
 }
 
+// loadTimeout bounds the wait for another process that loads the memory: with a
+// whole gibibyte stored that is one second's work.
+const loadTimeout = 5 * time.Second
+
 // Shared returns the memory that all live clones share, loading it if there is
-// none. The caller closes it after its machine has ended.
-func (t *Template) Shared() (*Memory, error) {
-	unlock, err := t.s.lock(t.Digest, true)
+// none. The caller closes it after its machine has ended. When another process
+// holds the template's lock until ctx ends or for five seconds, that is ErrBusy.
+func (t *Template) Shared(ctx context.Context) (*Memory, error) {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	unlock, err := t.s.waitLock(ctx, t.Digest)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("template memory: %w", err)
 	}
 	defer unlock()
 	live := filepath.Join(t.dir, "live")

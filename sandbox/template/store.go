@@ -144,8 +144,35 @@ func sumFile(path string) (string, int64, error) {
 	return hex.EncodeToString(h.Sum(nil)), n, err
 }
 
-// ErrBusy says that somebody else makes the template.
-var ErrBusy = fmt.Errorf("the template is being made by another process: %w", errdefs.ErrUnavailable)
+// ErrBusy says that somebody else makes the template, or loads its memory.
+var ErrBusy = fmt.Errorf("another process makes or loads the template: %w", errdefs.ErrUnavailable)
+
+// waitLock is lock with a wait that ends with ctx, which is ErrBusy then.
+func (s *Store) waitLock(ctx context.Context, digest string) (unlock func(), err error) {
+	type got struct {
+		unlock func()
+		err    error
+	}
+	// flock(2) cannot be called off: a wait that nobody is interested in any
+	// more lasts until the holder ends, or this process does.
+	locked := make(chan got)
+	go func() {
+		unlock, err := s.lock(digest, true)
+		select {
+		case locked <- got{unlock, err}:
+		case <-ctx.Done():
+			if err == nil {
+				unlock()
+			}
+		}
+	}()
+	select {
+	case g := <-locked:
+		return g.unlock, g.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w (%w)", ErrBusy, ctx.Err())
+	}
+}
 
 // lock takes a template's lock: when it is held, it waits or answers ErrBusy.
 func (s *Store) lock(digest string, wait bool) (unlock func(), err error) {

@@ -251,9 +251,9 @@ func TestStale(t *testing.T) {
 // Clones share one sealed file as long as one of them has it.
 func TestShared(t *testing.T) {
 	s, tpl := made(t)
-	a, err := tpl.Shared()
+	a, err := tpl.Shared(t.Context())
 	must(t, err)
-	b, err := tpl.Shared()
+	b, err := tpl.Shared(t.Context())
 	must(t, err)
 	ia, err := inode(a.File)
 	must(t, err)
@@ -288,6 +288,22 @@ func TestShared(t *testing.T) {
 	must(t, b.Close())
 }
 
+// A process that holds the lock and does not go on stops no pod.
+func TestSharedWhileLocked(t *testing.T) {
+	s, tpl := made(t)
+	unlock, err := s.lock(tpl.Digest, false)
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if m, err := tpl.Shared(ctx); !errors.Is(err, ErrBusy) || !errors.Is(err, context.Canceled) {
+		t.Errorf("memory %v, error %v, want ErrBusy", m, err)
+	}
+	unlock()
+	m, err := tpl.Shared(t.Context()) // the wait that was given up holds nothing
+	must(t, err)
+	must(t, m.Close())
+}
+
 // An entry of a process that has gone, or that leads elsewhere, is not followed.
 func TestSharedStaleEntries(t *testing.T) {
 	_, tpl := made(t)
@@ -299,7 +315,7 @@ func TestSharedStaleEntries(t *testing.T) {
 	for name, text := range map[string]string{"999999999-3": "1:1 1", "x": "", fmt.Sprintf("%d-0", os.Getpid()): "1:1 1"} {
 		must(t, os.WriteFile(filepath.Join(tpl.dir, "live", name), []byte(text), 0o600))
 	}
-	m, err := tpl.Shared()
+	m, err := tpl.Shared(t.Context())
 	must(t, err)
 	if !bytes.Equal(content(t, m.File), wantMemory(t)) {
 		t.Error("the memory is not what was saved")
