@@ -117,11 +117,16 @@ func (q *queue) setKick(f *os.File) {
 	q.kick = f
 }
 
+// setCall replaces the eventfd that interrupts the guest. QEMU does so while the
+// ring runs, whenever the guest masks or unmasks the vector, and looks at the old
+// one only once. An interrupt on its way there would be lost, and a guest that
+// waits for one gets no second: so the new one always starts with one.
 func (d *User) setCall(q *queue, f *os.File) {
 	d.s.mu.Lock()
 	old := q.call
 	q.call = f
 	d.s.mu.Unlock()
+	signal(f)
 	if old != nil {
 		_ = old.Close()
 	}

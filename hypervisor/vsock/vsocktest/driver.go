@@ -59,6 +59,7 @@ type Ring struct {
 	avail      uint64
 	used       uint64
 	kick, call *os.File
+	masked     *os.File // takes the interrupts while the vector is masked
 	availIdx   uint16
 	lastKick   uint16
 	SeenUsed   uint16
@@ -103,7 +104,7 @@ func (d *Driver) setup() error {
 		// The rings lie in the upper region, a page apart or more.
 		at := uint64(highGPA + i*0x20000)
 		r := &Ring{d: d, index: uint32(i), Num: d.conf.RingSize, desc: at, avail: at + 0x8000, used: at + 0x10000}
-		for _, f := range []**os.File{&r.kick, &r.call} {
+		for _, f := range []**os.File{&r.kick, &r.call, &r.masked} {
 			fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 			if err != nil {
 				return err
@@ -267,6 +268,7 @@ func (d *Driver) Close() error {
 		if r != nil {
 			_ = r.kick.Close()
 			_ = r.call.Close()
+			_ = r.masked.Close()
 		}
 	}
 	if d.memfd != nil {
@@ -355,6 +357,28 @@ func (r *Ring) WantInterrupt() bool {
 	event := r.word(r.avail + 4 + 2*uint64(r.Num))
 	atomic.StoreUint32(event, uint32(r.SeenUsed))
 	return uint16(atomic.LoadUint32(r.word(r.used))>>16) != r.SeenUsed
+}
+
+// Mask keeps interrupts from the driver, Unmask delivers those that came
+// meanwhile. A guest's kernel does both whenever it moves an interrupt to another
+// CPU. QEMU does not wait for the device to have taken the new eventfd (QEMU
+// hw/virtio/vhost.c, vhost_virtqueue_mask and vhost_virtqueue_pending).
+func (r *Ring) Mask() error { return r.setCall(r.masked) }
+
+// Unmask: see Mask.
+func (r *Ring) Unmask() error {
+	if err := r.setCall(r.call); err != nil {
+		return err
+	}
+	var b [8]byte
+	if n, _ := unix.Read(int(r.masked.Fd()), b[:]); n == len(b) {
+		_, _ = r.call.Write([]byte{1, 0, 0, 0, 0, 0, 0, 0})
+	}
+	return nil
+}
+
+func (r *Ring) setCall(f *os.File) error {
+	return r.d.send(13, 0, words(uint64(r.index)), []int{int(f.Fd())})
 }
 
 // Wait returns at the next interrupt.
