@@ -82,6 +82,8 @@ const (
 	FeaturePIDs = "pids"
 	// FeatureSyncedFiles says that the guest serves the service kata.Files.
 	FeatureSyncedFiles = "synced-files"
+	// FeatureUnified says that the guest holds LinuxResources.unified.
+	FeatureUnified = "unified-limits"
 	// FeatureTCPForward says that the guest listens on ForwardPort.
 	FeatureTCPForward = "tcp-forward"
 )

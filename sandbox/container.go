@@ -67,6 +67,9 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 	if err := validateSpec(cc.Spec, s.podNetNS()); err != nil {
 		return nil, err
 	}
+	if cc.Spec, err = plainSpec(cc.Spec); err != nil {
+		return nil, err
+	}
 	pod := s.prepared()
 	if pod != nil {
 		if _, err := s.running(); err != nil {
@@ -438,6 +441,12 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	if s := c.init.State(); s == Stopped || s == Deleted {
 		return fmt.Errorf("container %s is %s, update needs it live: %w", c.id, s, errdefs.ErrFailedPrecondition)
 	}
+	if r, err = plainLimits(r); err != nil {
+		return err
+	}
+	if err := holdsLimits(m.agent, r); err != nil {
+		return err
+	}
 	if _, err := demandOf(r, m.sizer.host); err != nil { // before it is merged, so that the field is the caller's
 		return err
 	}
@@ -445,7 +454,7 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	if err != nil {
 		return err
 	}
-	g := guestLinux(&specs.Linux{Resources: r}, false)
+	g := guestLinux(&specs.Linux{Resources: complete(was, r)}, false)
 	setCPUs(g.Resources, m.sizer.guestCPUs(c.id))
 	if _, err = m.agent.UpdateContainer(ctx, &agentpb.UpdateContainerRequest{ContainerId: c.id, Resources: wireResources(g.Resources)}); err != nil {
 		m.sizer.set(c.id, was)
@@ -459,6 +468,9 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 func (c *Container) fit(ctx context.Context, m *machine, spec *specs.Spec) error {
 	if c.spec.Annotations[containerTypeKey] == "sandbox" { // the pause container needs nothing, and is bound to nothing
 		return nil
+	}
+	if err := holdsLimits(m.agent, c.spec.Linux.Resources); err != nil {
+		return err
 	}
 	r := merge(nil, c.spec.Linux.Resources)
 	if _, err := m.grow(ctx, c.id, func(*specs.LinuxResources) *specs.LinuxResources { return r }); err != nil {

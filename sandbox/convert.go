@@ -100,7 +100,7 @@ func wireResources(r *specs.LinuxResources) *agentpb.LinuxResources {
 	if r == nil {
 		return nil
 	}
-	out := &agentpb.LinuxResources{}
+	out := &agentpb.LinuxResources{Unified: r.Unified}
 	for _, d := range r.Devices {
 		w := &agentpb.LinuxDeviceCgroup{Allow: d.Allow, Type: d.Type, Access: d.Access, Major: -1, Minor: -1}
 		if d.Major != nil {

@@ -271,9 +271,31 @@ func merge(was, update *specs.LinuxResources) *specs.LinuxResources {
 		if mem := r.Memory; mem != nil {
 			set(&out.Memory.Limit, mem.Limit)
 			set(&out.Memory.Reservation, mem.Reservation)
+			set(&out.Memory.Swap, mem.Swap)
 		}
 	}
 	return out
+}
+
+// complete is an update with those of the former limits that the guest needs to
+// set its own: a period says nothing without its quota, since both are one file of
+// version 2, and memory with swap, which is their sum, nothing without that of memory.
+func complete(was, update *specs.LinuxResources) *specs.LinuxResources {
+	if update == nil || was == nil {
+		return update
+	}
+	out, all := *update, merge(was, update)
+	if c := update.CPU; c != nil && (value(c.Quota) != 0 || value(c.Period) != 0) {
+		cpu := *c
+		cpu.Quota, cpu.Period = all.CPU.Quota, all.CPU.Period
+		out.CPU = &cpu
+	}
+	if m := update.Memory; m != nil && value(m.Swap) != 0 {
+		memory := *m
+		memory.Limit = all.Memory.Limit
+		out.Memory = &memory
+	}
+	return &out
 }
 
 // set copies a value that is there.

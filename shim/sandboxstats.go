@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 
@@ -66,6 +67,10 @@ func (s *service) allStats(ctx context.Context) ([]*sandbox.Stats, error) {
 // counters are the pod's.
 func sumMetrics(all []*sandbox.Stats) *stats.Metrics {
 	sum := metrics(nil)
+	if len(all) > 0 {
+		sum.Memory.UsageLimit, sum.Memory.SwapLimit, sum.Pids.Limit = 0, 0, 0
+		sum.MemoryEvents = &stats.MemoryEvents{}
+	}
 	for _, st := range all {
 		m := metrics(st)
 		sum.CPU.UsageUsec += m.CPU.UsageUsec
@@ -82,8 +87,41 @@ func sumMetrics(all []*sandbox.Stats) *stats.Metrics {
 		sum.Memory.Pgfault += m.Memory.Pgfault
 		sum.Memory.Pgmajfault += m.Memory.Pgmajfault
 		sum.Memory.SwapUsage += m.Memory.SwapUsage
+		sum.Memory.KernelStack += m.Memory.KernelStack
+		sum.Memory.FileMapped += m.Memory.FileMapped
+		sum.Memory.Shmem += m.Memory.Shmem
+		sum.Memory.Slab += m.Memory.Slab
+		sum.Memory.UsageLimit = addLimits(sum.Memory.UsageLimit, m.Memory.UsageLimit)
+		sum.Memory.SwapLimit = addLimits(sum.Memory.SwapLimit, m.Memory.SwapLimit)
+		sum.MemoryEvents.Max += m.GetMemoryEvents().GetMax()
+		sum.MemoryEvents.Oom += m.GetMemoryEvents().GetOom()
+		sum.MemoryEvents.OomKill += m.GetMemoryEvents().GetOomKill()
 		sum.Pids.Current += m.Pids.Current
+		sum.Pids.Limit = addLimits(sum.Pids.Limit, m.Pids.Limit)
+		sum.Io.Usage = addIO(sum.Io.Usage, m.Io.Usage)
 		sum.Network = m.Network
+	}
+	return sum
+}
+
+// addLimits is the limit of two together: none if one of them has none.
+func addLimits(a, b uint64) uint64 {
+	if a == math.MaxUint64 || b == math.MaxUint64 {
+		return math.MaxUint64
+	}
+	return a + b
+}
+
+// addIO adds counters of devices to those of the same ones.
+func addIO(sum, more []*stats.IOEntry) []*stats.IOEntry {
+	for _, m := range more {
+		i := slices.IndexFunc(sum, func(e *stats.IOEntry) bool { return e.Major == m.Major && e.Minor == m.Minor })
+		if i < 0 {
+			sum = append(sum, &stats.IOEntry{Major: m.Major, Minor: m.Minor})
+			i = len(sum) - 1
+		}
+		e := sum[i]
+		e.Rbytes, e.Wbytes, e.Rios, e.Wios = e.Rbytes+m.Rbytes, e.Wbytes+m.Wbytes, e.Rios+m.Rios, e.Wios+m.Wios
 	}
 	return sum
 }

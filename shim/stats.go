@@ -5,6 +5,7 @@ package shim
 import (
 	"cmp"
 	"maps"
+	"math"
 	"slices"
 
 	"github.com/containerd/cgroups/v3/cgroup2/stats"
@@ -26,13 +27,19 @@ func metrics(s *sandbox.Stats) *stats.Metrics {
 	m.CPU.NrPeriods, m.CPU.NrThrottled, m.CPU.ThrottledUsec = t.GetPeriods(), t.GetThrottledPeriods(), t.GetThrottledTime()/1000
 	memory(m.Memory, cg.GetMemoryStats().GetStats())
 	mem, swap := cg.GetMemoryStats().GetUsage(), cg.GetMemoryStats().GetSwapUsage()
-	m.Memory.Usage, m.Memory.UsageLimit, m.Memory.MaxUsage = mem.GetUsage(), mem.GetLimit(), mem.GetMaxUsage()
-	m.Memory.SwapUsage, m.Memory.SwapLimit = swap.GetUsage(), swap.GetLimit()
-	m.Pids.Current, m.Pids.Limit = cg.GetPidsStats().GetCurrent(), cg.GetPidsStats().GetLimit()
-	for size, h := range cg.GetHugetlbStats() {
-		m.Hugetlb = append(m.Hugetlb, &stats.HugeTlbStat{Pagesize: size, Current: h.GetUsage(), Max: h.GetMaxUsage(), Failcnt: h.GetFailcnt()})
+	m.Memory.Usage, m.Memory.UsageLimit, m.Memory.MaxUsage = mem.GetUsage(), limitOr(mem.GetLimit(), math.MaxUint64), mem.GetMaxUsage()
+	m.Memory.SwapUsage, m.Memory.SwapLimit = swap.GetUsage(), limitOr(swap.GetLimit(), math.MaxUint64)
+	if e := cg.GetMemoryStats().GetEvents(); e != nil {
+		m.MemoryEvents = &stats.MemoryEvents{Low: e["low"], High: e["high"], Max: e["max"], Oom: e["oom"], OomKill: e["oom_kill"]}
+	}
+	m.Pids.Current, m.Pids.Limit = cg.GetPidsStats().GetCurrent(), limitOr(cg.GetPidsStats().GetLimit(), math.MaxUint64)
+	for _, size := range slices.Sorted(maps.Keys(cg.GetHugetlbStats())) {
+		h := cg.GetHugetlbStats()[size]
+		m.Hugetlb = append(m.Hugetlb, &stats.HugeTlbStat{Pagesize: size, Current: h.GetUsage(), Max: limitOr(h.GetLimit(), math.MaxUint64), Failcnt: h.GetFailcnt()})
 	}
 	m.Io = &stats.IOStat{Usage: ioEntries(cg.GetBlkioStats())}
+	waits := cg.GetPressure()
+	m.CPU.PSI, m.Memory.PSI, m.Io.PSI = pressure(waits["cpu"]), pressure(waits["memory"]), pressure(waits["io"])
 	for _, n := range s.GetNetworkStats() {
 		m.Network = append(m.Network, &stats.NetworkStat{
 			Name: n.Name, RxBytes: n.RxBytes, RxPackets: n.RxPackets, RxErrors: n.RxErrors, RxDropped: n.RxDropped,
@@ -40,6 +47,28 @@ func metrics(s *sandbox.Stats) *stats.Metrics {
 		})
 	}
 	return m
+}
+
+// limitOr is a limit as its readers know it, who take what is left below it from the
+// number: the protocol's 0 is none, whose word in the version is given.
+func limitOr(n, none uint64) uint64 {
+	if n == 0 {
+		return none
+	}
+	return n
+}
+
+func pressure(p *agentpb.Pressure) *stats.PSIStats {
+	if p == nil {
+		return nil
+	}
+	line := func(l *agentpb.PressureLine) *stats.PSIData {
+		if l == nil {
+			return nil
+		}
+		return &stats.PSIData{Avg10: l.Avg10, Avg60: l.Avg60, Avg300: l.Avg300, Total: l.Total}
+	}
+	return &stats.PSIStats{Some: line(p.Some), Full: line(p.Full)}
 }
 
 // ioEntries joins what the protocol has one by one, in the order of the devices' numbers.

@@ -3,6 +3,8 @@
 package shim
 
 import (
+	"math"
+
 	v1 "github.com/containerd/cgroups/v3/cgroup1/stats"
 
 	"github.com/kata-v2/kata/protocols/agentpb"
@@ -28,6 +30,9 @@ func metricsV1(s *sandbox.Stats) *v1.Metrics {
 			IoServicedRecursive:     blkioV1(cg.GetBlkioStats().GetIoServicedRecursive()),
 		},
 	}
+	if e := cg.GetMemoryStats().GetEvents(); e != nil {
+		m.MemoryOomControl = &v1.MemoryOomControl{OomKill: e["oom_kill"]}
+	}
 	for size, h := range cg.GetHugetlbStats() {
 		m.Hugetlb = append(m.Hugetlb, &v1.HugetlbStat{Pagesize: size, Usage: h.GetUsage(), Max: h.GetMaxUsage(), Failcnt: h.GetFailcnt()})
 	}
@@ -49,7 +54,7 @@ func memoryV1(s *agentpb.MemoryStats) *v1.MemoryStat {
 		Dirty: of["file_dirty"], Writeback: of["file_writeback"], PgFault: of["pgfault"], PgMajFault: of["pgmajfault"],
 		InactiveAnon: of["inactive_anon"], ActiveAnon: of["active_anon"],
 		InactiveFile: of["inactive_file"], ActiveFile: of["active_file"], Unevictable: of["unevictable"],
-		HierarchicalMemoryLimit: s.GetUsage().GetLimit(), HierarchicalSwapLimit: s.GetSwapUsage().GetLimit(),
+		HierarchicalMemoryLimit: limitOr(s.GetUsage().GetLimit(), noLimitV1), HierarchicalSwapLimit: limitOr(s.GetSwapUsage().GetLimit(), noLimitV1),
 		Usage: entryV1(s.GetUsage()), Swap: entryV1(s.GetSwapUsage()), Kernel: entryV1(s.GetKernelUsage()),
 	}
 	m.TotalCache, m.TotalRSS, m.TotalRSSHuge, m.TotalMappedFile = m.Cache, m.RSS, m.RSSHuge, m.MappedFile
@@ -59,8 +64,12 @@ func memoryV1(s *agentpb.MemoryStats) *v1.MemoryStat {
 	return m
 }
 
+// noLimitV1 is what version 1 shows where there is no limit of memory: the most
+// pages of 4 KiB that fit into 63 bits of bytes (kernel mm/page_counter.c).
+const noLimitV1 = math.MaxInt64 &^ 4095
+
 func entryV1(d *agentpb.MemoryData) *v1.MemoryEntry {
-	return &v1.MemoryEntry{Limit: d.GetLimit(), Usage: d.GetUsage(), Max: d.GetMaxUsage(), Failcnt: d.GetFailcnt()}
+	return &v1.MemoryEntry{Limit: limitOr(d.GetLimit(), noLimitV1), Usage: d.GetUsage(), Max: d.GetMaxUsage(), Failcnt: d.GetFailcnt()}
 }
 
 func blkioV1(from []*agentpb.BlkioStatsEntry) []*v1.BlkIOEntry {

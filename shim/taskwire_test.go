@@ -83,6 +83,8 @@ func TestSandboxMessagesAreContainerds(t *testing.T) {
 		switch m.Name() {
 		case "Platform":
 			real = (&types.Platform{}).ProtoReflect().Descriptor()
+		case "Sandbox":
+			real = (&types.Sandbox{}).ProtoReflect().Descriptor()
 		case "Metric":
 			real = (&types.Metric{}).ProtoReflect().Descriptor()
 		}

@@ -40,7 +40,10 @@ func TestPlan(t *testing.T) {
 		{"io", specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{Weight: p(uint16(1000)), ThrottleReadBpsDevice: []specs.LinuxThrottleDevice{throttle(254, 0, 1<<20)},
 			ThrottleWriteIOPSDevice: []specs.LinuxThrottleDevice{throttle(254, 16, 0)}}},
 			[]Setting{{"io.weight", "10000", true}, {"io.max", "254:0 rbps=1048576", false}, {"io.max", "254:16 wiops=max", false}}},
-		{"huge", specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}}, []Setting{{"hugetlb.2MB.max", "4194304", false}}},
+		{"huge", specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}}, []Setting{{"hugetlb.2MB.max", "4194304", false}, {"hugetlb.2MB.rsvd.max", "4194304", true}}},
+		{"huge pages of a size that may be missing", specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "1GB"}}}, []Setting{{"hugetlb.1GB.max", "0", true}, {"hugetlb.1GB.rsvd.max", "0", true}}},
+		{"unified", specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: p(int64(5000))}, Unified: map[string]string{"memory.high": "7", "cpu.max.burst": "1000"}},
+			[]Setting{{"cpu.max.burst", "0", false}, {"cpu.max", "5000", false}, {"cpu.max.burst", "1000", false}, {"memory.high", "7", false}}},
 	} {
 		got, err := Plan(&c.in)
 		if err != nil || !slices.Equal(got, c.want) {
@@ -50,6 +53,14 @@ func TestPlan(t *testing.T) {
 	for _, bad := range []specs.LinuxMemory{{Swap: p(int64(10))}, {Limit: p(int64(20)), Swap: p(int64(10))}} {
 		if _, err := Plan(&specs.LinuxResources{Memory: &bad}); fault.KindOf(err) != fault.InvalidArgument {
 			t.Errorf("%+v: %v", bad, err)
+		}
+	}
+}
+
+func TestUnifiedNames(t *testing.T) {
+	for _, file := range []string{"cgroup.procs", "../memory.max", "x/memory.max", "tasks", ""} {
+		if _, err := Plan(&specs.LinuxResources{Unified: map[string]string{file: "1"}}); fault.KindOf(err) != fault.InvalidArgument {
+			t.Errorf("%q: %v", file, err)
 		}
 	}
 }
@@ -164,6 +175,8 @@ func TestStats(t *testing.T) {
 		"memory.events": "low 0\nhigh 0\nmax 4\noom 0\noom_kill 0\n",
 		"pids.current":  "3\n", "pids.max": "10\n",
 		"io.stat":             "254:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n",
+		"cpu.pressure":        "some avg10=1.50 avg60=0.25 avg300=0.00 total=77\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=5\n",
+		"hugetlb.2MB.max":     "4194304\n",
 		"hugetlb.2MB.current": "2097152\n", "hugetlb.2MB.events": "max 6\n", "hugetlb.2MB.rsvd.current": "0\n",
 	})
 	s, err := g.Stats()
@@ -179,8 +192,14 @@ func TestStats(t *testing.T) {
 	if s.PidsStats.Current != 3 || s.PidsStats.Limit != 10 || len(s.BlkioStats.IoServiceBytesRecursive) != 3 || s.BlkioStats.IoServiceBytesRecursive[1].Value != 20 {
 		t.Errorf("pids %v, io %v", s.PidsStats, s.BlkioStats)
 	}
-	if h := s.HugetlbStats["2MB"]; len(s.HugetlbStats) != 1 || h.Usage != 2<<20 || h.Failcnt != 6 {
+	if h := s.HugetlbStats["2MB"]; len(s.HugetlbStats) != 1 || h.Usage != 2<<20 || h.Failcnt != 6 || h.Limit != 4<<20 {
 		t.Errorf("huge pages %v", s.HugetlbStats)
+	}
+	if c := s.Pressure["cpu"]; len(s.Pressure) != 1 || c.Some.Avg10 != 1.5 || c.Some.Avg60 != 0.25 || c.Some.Total != 77 || c.Full.Total != 5 {
+		t.Errorf("pressure %v", s.Pressure)
+	}
+	if e := s.MemoryStats.Events; e["max"] != 4 {
+		t.Errorf("events %v", e)
 	}
 }
 

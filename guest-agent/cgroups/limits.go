@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -30,6 +33,9 @@ func Plan(r *specs.LinuxResources) ([]Setting, error) {
 	var out []Setting
 	add := func(file, val string) { out = append(out, Setting{File: file, Value: val}) }
 	hint := func(file, val string) { out = append(out, Setting{File: file, Value: val, Optional: true}) }
+	if _, ok := r.Unified[burst]; ok {
+		add(burst, "0")
+	}
 	if c := r.CPU; c != nil {
 		planCPU(c, add)
 	}
@@ -45,9 +51,38 @@ func Plan(r *specs.LinuxResources) ([]Setting, error) {
 		planIO(b, add, hint)
 	}
 	for _, h := range r.HugepageLimits {
-		add("hugetlb."+h.Pagesize+".max", strconv.FormatUint(h.Limit, 10))
+		planHuge(h, &out)
+	}
+	if err := planUnified(r.Unified, add); err != nil {
+		return nil, err
 	}
 	return out, nil
+}
+
+// planHuge limits what is used and, where the kernel can, what is reserved: a
+// program is then refused the mapping, rather than killed at its first use of a
+// page. A limit of 0 holds by itself for pages of a size that the kernel does not
+// have; engines set one for each size of theirs.
+func planHuge(h specs.LinuxHugepageLimit, out *[]Setting) {
+	val := strconv.FormatUint(h.Limit, 10)
+	*out = append(*out,
+		Setting{File: "hugetlb." + h.Pagesize + ".max", Value: val, Optional: h.Limit == 0},
+		Setting{File: "hugetlb." + h.Pagesize + ".rsvd.max", Value: val, Optional: true})
+}
+
+// burst may be at most the quota (kernel Documentation/scheduler/sched-bwc.rst),
+// so it is taken away before that is set.
+const burst = "cpu.max.burst"
+
+// planUnified sets files of version 2 as they are named, after all others.
+func planUnified(files map[string]string, add func(file, val string)) error {
+	for _, file := range slices.Sorted(maps.Keys(files)) {
+		if strings.ContainsRune(file, '/') || !strings.ContainsRune(file, '.') || strings.HasPrefix(file, "cgroup.") {
+			return fault.New(fault.InvalidArgument, "unified limit %q: must be a file of a cgroup controller, such as memory.high", file)
+		}
+		add(file, files[file])
+	}
+	return nil
 }
 
 func planCPU(c *specs.LinuxCPU, add func(file, val string)) {

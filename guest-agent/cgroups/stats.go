@@ -45,7 +45,53 @@ func (g *Group) Stats() (*agentpb.CgroupStats, error) {
 		return nil, err
 	}
 	s.HugetlbStats = g.hugetlbStats()
+	s.Pressure = g.pressure()
 	return s, nil
+}
+
+// pressure reads what waits for the controllers' resources. A kernel without the
+// figures, or with psi=0, tells nothing.
+func (g *Group) pressure() map[string]*agentpb.Pressure {
+	out := map[string]*agentpb.Pressure{}
+	for _, what := range []string{"cpu", "memory", "io"} {
+		b, err := os.ReadFile(filepath.Join(g.dir, what+".pressure"))
+		if p := parsePressure(string(b)); err == nil && p != nil {
+			out[what] = p
+		}
+	}
+	return out
+}
+
+// parsePressure reads "some avg10=0.00 avg60=0.00 avg300=0.00 total=0" and the line of "full".
+func parsePressure(text string) *agentpb.Pressure {
+	p := &agentpb.Pressure{}
+	for text := range strings.Lines(text) {
+		f := strings.Fields(text)
+		if len(f) == 0 {
+			continue
+		}
+		line := &agentpb.PressureLine{}
+		switch f[0] {
+		case "some":
+			p.Some = line
+		case "full":
+			p.Full = line
+		}
+		for _, kv := range f[1:] {
+			k, v, _ := strings.Cut(kv, "=")
+			if k == "total" {
+				line.Total, _ = strconv.ParseUint(v, 10, 64)
+				continue
+			}
+			if to := map[string]*float64{"avg10": &line.Avg10, "avg60": &line.Avg60, "avg300": &line.Avg300}[k]; to != nil {
+				*to, _ = strconv.ParseFloat(v, 64)
+			}
+		}
+	}
+	if p.Some == nil {
+		return nil
+	}
+	return p
 }
 
 func (g *Group) memoryStats() (*agentpb.MemoryStats, error) {
@@ -68,6 +114,7 @@ func (g *Group) memoryStats() (*agentpb.MemoryStats, error) {
 		KernelUsage:  &agentpb.MemoryData{Usage: stat["kernel"]},
 		UseHierarchy: true, // v2 has no other
 		Stats:        stat,
+		Events:       events,
 	}
 	m.Usage.Limit, _ = g.number("memory.max")
 	m.Usage.MaxUsage, _ = g.number("memory.peak") // Linux 5.19 and later
@@ -133,6 +180,7 @@ func (g *Group) hugetlbStats() map[string]*agentpb.HugetlbStats {
 		}
 		h := &agentpb.HugetlbStats{}
 		h.Usage, _ = g.number("hugetlb." + size + ".current")
+		h.Limit, _ = g.number("hugetlb." + size + ".max")
 		if ev, err := readFlat(filepath.Join(g.dir, "hugetlb."+size+".events")); err == nil {
 			h.Failcnt = ev["max"]
 		}

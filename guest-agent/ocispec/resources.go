@@ -13,7 +13,7 @@ func Resources(in *agentpb.LinuxResources) *specs.LinuxResources {
 	if in == nil {
 		return nil
 	}
-	out := &specs.LinuxResources{Memory: memory(in.Memory), CPU: cpu(in.CPU), BlockIO: blockIO(in.BlockIO)}
+	out := &specs.LinuxResources{Memory: memory(in.Memory), CPU: cpu(in.CPU), BlockIO: blockIO(in.BlockIO), Unified: in.Unified}
 	for _, d := range in.Devices {
 		out.Devices = append(out.Devices, deviceRule(d))
 	}

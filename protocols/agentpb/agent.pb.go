@@ -1029,13 +1029,15 @@ func (x *MemoryData) GetLimit() uint64 {
 }
 
 type MemoryStats struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cache         uint64                 `protobuf:"varint,1,opt,name=cache,proto3" json:"cache,omitempty"`
-	Usage         *MemoryData            `protobuf:"bytes,2,opt,name=usage,proto3" json:"usage,omitempty"`
-	SwapUsage     *MemoryData            `protobuf:"bytes,3,opt,name=swap_usage,json=swapUsage,proto3" json:"swap_usage,omitempty"`
-	KernelUsage   *MemoryData            `protobuf:"bytes,4,opt,name=kernel_usage,json=kernelUsage,proto3" json:"kernel_usage,omitempty"`
-	UseHierarchy  bool                   `protobuf:"varint,5,opt,name=use_hierarchy,json=useHierarchy,proto3" json:"use_hierarchy,omitempty"`
-	Stats         map[string]uint64      `protobuf:"bytes,6,rep,name=stats,proto3" json:"stats,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Cache        uint64                 `protobuf:"varint,1,opt,name=cache,proto3" json:"cache,omitempty"`
+	Usage        *MemoryData            `protobuf:"bytes,2,opt,name=usage,proto3" json:"usage,omitempty"`
+	SwapUsage    *MemoryData            `protobuf:"bytes,3,opt,name=swap_usage,json=swapUsage,proto3" json:"swap_usage,omitempty"`
+	KernelUsage  *MemoryData            `protobuf:"bytes,4,opt,name=kernel_usage,json=kernelUsage,proto3" json:"kernel_usage,omitempty"`
+	UseHierarchy bool                   `protobuf:"varint,5,opt,name=use_hierarchy,json=useHierarchy,proto3" json:"use_hierarchy,omitempty"`
+	Stats        map[string]uint64      `protobuf:"bytes,6,rep,name=stats,proto3" json:"stats,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// An addition of ours: memory.events of version 2.
+	Events        map[string]uint64 `protobuf:"bytes,100,rep,name=events,proto3" json:"events,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1108,6 +1110,13 @@ func (x *MemoryStats) GetUseHierarchy() bool {
 func (x *MemoryStats) GetStats() map[string]uint64 {
 	if x != nil {
 		return x.Stats
+	}
+	return nil
+}
+
+func (x *MemoryStats) GetEvents() map[string]uint64 {
+	if x != nil {
+		return x.Events
 	}
 	return nil
 }
@@ -1285,6 +1294,7 @@ type HugetlbStats struct {
 	Usage         uint64                 `protobuf:"varint,1,opt,name=usage,proto3" json:"usage,omitempty"`
 	MaxUsage      uint64                 `protobuf:"varint,2,opt,name=max_usage,json=maxUsage,proto3" json:"max_usage,omitempty"`
 	Failcnt       uint64                 `protobuf:"varint,3,opt,name=failcnt,proto3" json:"failcnt,omitempty"`
+	Limit         uint64                 `protobuf:"varint,100,opt,name=limit,proto3" json:"limit,omitempty"` // an addition of ours; bytes, 0 for none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1340,13 +1350,23 @@ func (x *HugetlbStats) GetFailcnt() uint64 {
 	return 0
 }
 
+func (x *HugetlbStats) GetLimit() uint64 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
 type CgroupStats struct {
-	state         protoimpl.MessageState   `protogen:"open.v1"`
-	CpuStats      *CpuStats                `protobuf:"bytes,1,opt,name=cpu_stats,json=cpuStats,proto3" json:"cpu_stats,omitempty"`
-	MemoryStats   *MemoryStats             `protobuf:"bytes,2,opt,name=memory_stats,json=memoryStats,proto3" json:"memory_stats,omitempty"`
-	PidsStats     *PidsStats               `protobuf:"bytes,3,opt,name=pids_stats,json=pidsStats,proto3" json:"pids_stats,omitempty"`
-	BlkioStats    *BlkioStats              `protobuf:"bytes,4,opt,name=blkio_stats,json=blkioStats,proto3" json:"blkio_stats,omitempty"`
-	HugetlbStats  map[string]*HugetlbStats `protobuf:"bytes,5,rep,name=hugetlb_stats,json=hugetlbStats,proto3" json:"hugetlb_stats,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state        protoimpl.MessageState   `protogen:"open.v1"`
+	CpuStats     *CpuStats                `protobuf:"bytes,1,opt,name=cpu_stats,json=cpuStats,proto3" json:"cpu_stats,omitempty"`
+	MemoryStats  *MemoryStats             `protobuf:"bytes,2,opt,name=memory_stats,json=memoryStats,proto3" json:"memory_stats,omitempty"`
+	PidsStats    *PidsStats               `protobuf:"bytes,3,opt,name=pids_stats,json=pidsStats,proto3" json:"pids_stats,omitempty"`
+	BlkioStats   *BlkioStats              `protobuf:"bytes,4,opt,name=blkio_stats,json=blkioStats,proto3" json:"blkio_stats,omitempty"`
+	HugetlbStats map[string]*HugetlbStats `protobuf:"bytes,5,rep,name=hugetlb_stats,json=hugetlbStats,proto3" json:"hugetlb_stats,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// An addition of ours: what waits for "cpu", "memory" and "io" (kernel
+	// Documentation/accounting/psi.rst); those that the guest's kernel tells.
+	Pressure      map[string]*Pressure `protobuf:"bytes,100,rep,name=pressure,proto3" json:"pressure,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1416,6 +1436,133 @@ func (x *CgroupStats) GetHugetlbStats() map[string]*HugetlbStats {
 	return nil
 }
 
+func (x *CgroupStats) GetPressure() map[string]*Pressure {
+	if x != nil {
+		return x.Pressure
+	}
+	return nil
+}
+
+type Pressure struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Some          *PressureLine          `protobuf:"bytes,1,opt,name=some,proto3" json:"some,omitempty"`
+	Full          *PressureLine          `protobuf:"bytes,2,opt,name=full,proto3" json:"full,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pressure) Reset() {
+	*x = Pressure{}
+	mi := &file_protocols_agent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pressure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pressure) ProtoMessage() {}
+
+func (x *Pressure) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pressure.ProtoReflect.Descriptor instead.
+func (*Pressure) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Pressure) GetSome() *PressureLine {
+	if x != nil {
+		return x.Some
+	}
+	return nil
+}
+
+func (x *Pressure) GetFull() *PressureLine {
+	if x != nil {
+		return x.Full
+	}
+	return nil
+}
+
+type PressureLine struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Avg10         float64                `protobuf:"fixed64,1,opt,name=avg10,proto3" json:"avg10,omitempty"`
+	Avg60         float64                `protobuf:"fixed64,2,opt,name=avg60,proto3" json:"avg60,omitempty"`
+	Avg300        float64                `protobuf:"fixed64,3,opt,name=avg300,proto3" json:"avg300,omitempty"`
+	Total         uint64                 `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"` // microseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PressureLine) Reset() {
+	*x = PressureLine{}
+	mi := &file_protocols_agent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PressureLine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PressureLine) ProtoMessage() {}
+
+func (x *PressureLine) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PressureLine.ProtoReflect.Descriptor instead.
+func (*PressureLine) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *PressureLine) GetAvg10() float64 {
+	if x != nil {
+		return x.Avg10
+	}
+	return 0
+}
+
+func (x *PressureLine) GetAvg60() float64 {
+	if x != nil {
+		return x.Avg60
+	}
+	return 0
+}
+
+func (x *PressureLine) GetAvg300() float64 {
+	if x != nil {
+		return x.Avg300
+	}
+	return 0
+}
+
+func (x *PressureLine) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
 type NetworkStats struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1433,7 +1580,7 @@ type NetworkStats struct {
 
 func (x *NetworkStats) Reset() {
 	*x = NetworkStats{}
-	mi := &file_protocols_agent_proto_msgTypes[22]
+	mi := &file_protocols_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1592,7 @@ func (x *NetworkStats) String() string {
 func (*NetworkStats) ProtoMessage() {}
 
 func (x *NetworkStats) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[22]
+	mi := &file_protocols_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1605,7 @@ func (x *NetworkStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStats.ProtoReflect.Descriptor instead.
 func (*NetworkStats) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{22}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *NetworkStats) GetName() string {
@@ -1534,7 +1681,7 @@ type StatsContainerResponse struct {
 
 func (x *StatsContainerResponse) Reset() {
 	*x = StatsContainerResponse{}
-	mi := &file_protocols_agent_proto_msgTypes[23]
+	mi := &file_protocols_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +1693,7 @@ func (x *StatsContainerResponse) String() string {
 func (*StatsContainerResponse) ProtoMessage() {}
 
 func (x *StatsContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[23]
+	mi := &file_protocols_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +1706,7 @@ func (x *StatsContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsContainerResponse.ProtoReflect.Descriptor instead.
 func (*StatsContainerResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{23}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StatsContainerResponse) GetCgroupStats() *CgroupStats {
@@ -1587,7 +1734,7 @@ type WriteStreamRequest struct {
 
 func (x *WriteStreamRequest) Reset() {
 	*x = WriteStreamRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[24]
+	mi := &file_protocols_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1599,7 +1746,7 @@ func (x *WriteStreamRequest) String() string {
 func (*WriteStreamRequest) ProtoMessage() {}
 
 func (x *WriteStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[24]
+	mi := &file_protocols_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1612,7 +1759,7 @@ func (x *WriteStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteStreamRequest.ProtoReflect.Descriptor instead.
 func (*WriteStreamRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{24}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WriteStreamRequest) GetContainerId() string {
@@ -1645,7 +1792,7 @@ type WriteStreamResponse struct {
 
 func (x *WriteStreamResponse) Reset() {
 	*x = WriteStreamResponse{}
-	mi := &file_protocols_agent_proto_msgTypes[25]
+	mi := &file_protocols_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1657,7 +1804,7 @@ func (x *WriteStreamResponse) String() string {
 func (*WriteStreamResponse) ProtoMessage() {}
 
 func (x *WriteStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[25]
+	mi := &file_protocols_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1670,7 +1817,7 @@ func (x *WriteStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteStreamResponse.ProtoReflect.Descriptor instead.
 func (*WriteStreamResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{25}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WriteStreamResponse) GetLen() uint32 {
@@ -1691,7 +1838,7 @@ type ReadStreamRequest struct {
 
 func (x *ReadStreamRequest) Reset() {
 	*x = ReadStreamRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[26]
+	mi := &file_protocols_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +1850,7 @@ func (x *ReadStreamRequest) String() string {
 func (*ReadStreamRequest) ProtoMessage() {}
 
 func (x *ReadStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[26]
+	mi := &file_protocols_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +1863,7 @@ func (x *ReadStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadStreamRequest.ProtoReflect.Descriptor instead.
 func (*ReadStreamRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{26}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReadStreamRequest) GetContainerId() string {
@@ -1749,7 +1896,7 @@ type ReadStreamResponse struct {
 
 func (x *ReadStreamResponse) Reset() {
 	*x = ReadStreamResponse{}
-	mi := &file_protocols_agent_proto_msgTypes[27]
+	mi := &file_protocols_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1908,7 @@ func (x *ReadStreamResponse) String() string {
 func (*ReadStreamResponse) ProtoMessage() {}
 
 func (x *ReadStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[27]
+	mi := &file_protocols_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1921,7 @@ func (x *ReadStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadStreamResponse.ProtoReflect.Descriptor instead.
 func (*ReadStreamResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{27}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReadStreamResponse) GetData() []byte {
@@ -1794,7 +1941,7 @@ type CloseStdinRequest struct {
 
 func (x *CloseStdinRequest) Reset() {
 	*x = CloseStdinRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[28]
+	mi := &file_protocols_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1806,7 +1953,7 @@ func (x *CloseStdinRequest) String() string {
 func (*CloseStdinRequest) ProtoMessage() {}
 
 func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[28]
+	mi := &file_protocols_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1819,7 +1966,7 @@ func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinRequest.ProtoReflect.Descriptor instead.
 func (*CloseStdinRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{28}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CloseStdinRequest) GetContainerId() string {
@@ -1848,7 +1995,7 @@ type TtyWinResizeRequest struct {
 
 func (x *TtyWinResizeRequest) Reset() {
 	*x = TtyWinResizeRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[29]
+	mi := &file_protocols_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1860,7 +2007,7 @@ func (x *TtyWinResizeRequest) String() string {
 func (*TtyWinResizeRequest) ProtoMessage() {}
 
 func (x *TtyWinResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[29]
+	mi := &file_protocols_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1873,7 +2020,7 @@ func (x *TtyWinResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TtyWinResizeRequest.ProtoReflect.Descriptor instead.
 func (*TtyWinResizeRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{29}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TtyWinResizeRequest) GetContainerId() string {
@@ -1914,7 +2061,7 @@ type KernelModule struct {
 
 func (x *KernelModule) Reset() {
 	*x = KernelModule{}
-	mi := &file_protocols_agent_proto_msgTypes[30]
+	mi := &file_protocols_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1926,7 +2073,7 @@ func (x *KernelModule) String() string {
 func (*KernelModule) ProtoMessage() {}
 
 func (x *KernelModule) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[30]
+	mi := &file_protocols_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1939,7 +2086,7 @@ func (x *KernelModule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelModule.ProtoReflect.Descriptor instead.
 func (*KernelModule) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{30}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *KernelModule) GetName() string {
@@ -1971,7 +2118,7 @@ type CreateSandboxRequest struct {
 
 func (x *CreateSandboxRequest) Reset() {
 	*x = CreateSandboxRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[31]
+	mi := &file_protocols_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1983,7 +2130,7 @@ func (x *CreateSandboxRequest) String() string {
 func (*CreateSandboxRequest) ProtoMessage() {}
 
 func (x *CreateSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[31]
+	mi := &file_protocols_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1996,7 +2143,7 @@ func (x *CreateSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSandboxRequest.ProtoReflect.Descriptor instead.
 func (*CreateSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{31}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CreateSandboxRequest) GetHostname() string {
@@ -2056,7 +2203,7 @@ type DestroySandboxRequest struct {
 
 func (x *DestroySandboxRequest) Reset() {
 	*x = DestroySandboxRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[32]
+	mi := &file_protocols_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2068,7 +2215,7 @@ func (x *DestroySandboxRequest) String() string {
 func (*DestroySandboxRequest) ProtoMessage() {}
 
 func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[32]
+	mi := &file_protocols_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2081,7 +2228,7 @@ func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxRequest.ProtoReflect.Descriptor instead.
 func (*DestroySandboxRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{32}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{34}
 }
 
 type RemoveStaleVirtiofsShareMountsRequest struct {
@@ -2092,7 +2239,7 @@ type RemoveStaleVirtiofsShareMountsRequest struct {
 
 func (x *RemoveStaleVirtiofsShareMountsRequest) Reset() {
 	*x = RemoveStaleVirtiofsShareMountsRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[33]
+	mi := &file_protocols_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2251,7 @@ func (x *RemoveStaleVirtiofsShareMountsRequest) String() string {
 func (*RemoveStaleVirtiofsShareMountsRequest) ProtoMessage() {}
 
 func (x *RemoveStaleVirtiofsShareMountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[33]
+	mi := &file_protocols_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2264,7 @@ func (x *RemoveStaleVirtiofsShareMountsRequest) ProtoReflect() protoreflect.Mess
 
 // Deprecated: Use RemoveStaleVirtiofsShareMountsRequest.ProtoReflect.Descriptor instead.
 func (*RemoveStaleVirtiofsShareMountsRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{33}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{35}
 }
 
 type Interfaces struct {
@@ -2129,7 +2276,7 @@ type Interfaces struct {
 
 func (x *Interfaces) Reset() {
 	*x = Interfaces{}
-	mi := &file_protocols_agent_proto_msgTypes[34]
+	mi := &file_protocols_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2288,7 @@ func (x *Interfaces) String() string {
 func (*Interfaces) ProtoMessage() {}
 
 func (x *Interfaces) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[34]
+	mi := &file_protocols_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2301,7 @@ func (x *Interfaces) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interfaces.ProtoReflect.Descriptor instead.
 func (*Interfaces) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{34}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Interfaces) GetInterfaces() []*typespb.Interface {
@@ -2173,7 +2320,7 @@ type Routes struct {
 
 func (x *Routes) Reset() {
 	*x = Routes{}
-	mi := &file_protocols_agent_proto_msgTypes[35]
+	mi := &file_protocols_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2185,7 +2332,7 @@ func (x *Routes) String() string {
 func (*Routes) ProtoMessage() {}
 
 func (x *Routes) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[35]
+	mi := &file_protocols_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2198,7 +2345,7 @@ func (x *Routes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Routes.ProtoReflect.Descriptor instead.
 func (*Routes) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{35}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Routes) GetRoutes() []*typespb.Route {
@@ -2217,7 +2364,7 @@ type UpdateInterfaceRequest struct {
 
 func (x *UpdateInterfaceRequest) Reset() {
 	*x = UpdateInterfaceRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[36]
+	mi := &file_protocols_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2229,7 +2376,7 @@ func (x *UpdateInterfaceRequest) String() string {
 func (*UpdateInterfaceRequest) ProtoMessage() {}
 
 func (x *UpdateInterfaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[36]
+	mi := &file_protocols_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2242,7 +2389,7 @@ func (x *UpdateInterfaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateInterfaceRequest.ProtoReflect.Descriptor instead.
 func (*UpdateInterfaceRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{36}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *UpdateInterfaceRequest) GetInterface() *typespb.Interface {
@@ -2261,7 +2408,7 @@ type UpdateRoutesRequest struct {
 
 func (x *UpdateRoutesRequest) Reset() {
 	*x = UpdateRoutesRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[37]
+	mi := &file_protocols_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +2420,7 @@ func (x *UpdateRoutesRequest) String() string {
 func (*UpdateRoutesRequest) ProtoMessage() {}
 
 func (x *UpdateRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[37]
+	mi := &file_protocols_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +2433,7 @@ func (x *UpdateRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRoutesRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{37}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *UpdateRoutesRequest) GetRoutes() *Routes {
@@ -2305,7 +2452,7 @@ type UpdateEphemeralMountsRequest struct {
 
 func (x *UpdateEphemeralMountsRequest) Reset() {
 	*x = UpdateEphemeralMountsRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[38]
+	mi := &file_protocols_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2464,7 @@ func (x *UpdateEphemeralMountsRequest) String() string {
 func (*UpdateEphemeralMountsRequest) ProtoMessage() {}
 
 func (x *UpdateEphemeralMountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[38]
+	mi := &file_protocols_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2477,7 @@ func (x *UpdateEphemeralMountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateEphemeralMountsRequest.ProtoReflect.Descriptor instead.
 func (*UpdateEphemeralMountsRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{38}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *UpdateEphemeralMountsRequest) GetStorages() []*Storage {
@@ -2348,7 +2495,7 @@ type ListInterfacesRequest struct {
 
 func (x *ListInterfacesRequest) Reset() {
 	*x = ListInterfacesRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[39]
+	mi := &file_protocols_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2360,7 +2507,7 @@ func (x *ListInterfacesRequest) String() string {
 func (*ListInterfacesRequest) ProtoMessage() {}
 
 func (x *ListInterfacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[39]
+	mi := &file_protocols_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2373,7 +2520,7 @@ func (x *ListInterfacesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInterfacesRequest.ProtoReflect.Descriptor instead.
 func (*ListInterfacesRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{39}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{41}
 }
 
 type ListRoutesRequest struct {
@@ -2384,7 +2531,7 @@ type ListRoutesRequest struct {
 
 func (x *ListRoutesRequest) Reset() {
 	*x = ListRoutesRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[40]
+	mi := &file_protocols_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2396,7 +2543,7 @@ func (x *ListRoutesRequest) String() string {
 func (*ListRoutesRequest) ProtoMessage() {}
 
 func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[40]
+	mi := &file_protocols_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2409,7 +2556,7 @@ func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ListRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{40}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{42}
 }
 
 type ARPNeighbors struct {
@@ -2421,7 +2568,7 @@ type ARPNeighbors struct {
 
 func (x *ARPNeighbors) Reset() {
 	*x = ARPNeighbors{}
-	mi := &file_protocols_agent_proto_msgTypes[41]
+	mi := &file_protocols_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2433,7 +2580,7 @@ func (x *ARPNeighbors) String() string {
 func (*ARPNeighbors) ProtoMessage() {}
 
 func (x *ARPNeighbors) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[41]
+	mi := &file_protocols_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2446,7 +2593,7 @@ func (x *ARPNeighbors) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ARPNeighbors.ProtoReflect.Descriptor instead.
 func (*ARPNeighbors) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{41}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ARPNeighbors) GetARPNeighbors() []*typespb.ARPNeighbor {
@@ -2465,7 +2612,7 @@ type AddARPNeighborsRequest struct {
 
 func (x *AddARPNeighborsRequest) Reset() {
 	*x = AddARPNeighborsRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[42]
+	mi := &file_protocols_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2477,7 +2624,7 @@ func (x *AddARPNeighborsRequest) String() string {
 func (*AddARPNeighborsRequest) ProtoMessage() {}
 
 func (x *AddARPNeighborsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[42]
+	mi := &file_protocols_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2490,7 +2637,7 @@ func (x *AddARPNeighborsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddARPNeighborsRequest.ProtoReflect.Descriptor instead.
 func (*AddARPNeighborsRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{42}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AddARPNeighborsRequest) GetNeighbors() *ARPNeighbors {
@@ -2509,7 +2656,7 @@ type GetIPTablesRequest struct {
 
 func (x *GetIPTablesRequest) Reset() {
 	*x = GetIPTablesRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[43]
+	mi := &file_protocols_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2521,7 +2668,7 @@ func (x *GetIPTablesRequest) String() string {
 func (*GetIPTablesRequest) ProtoMessage() {}
 
 func (x *GetIPTablesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[43]
+	mi := &file_protocols_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2534,7 +2681,7 @@ func (x *GetIPTablesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIPTablesRequest.ProtoReflect.Descriptor instead.
 func (*GetIPTablesRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{43}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetIPTablesRequest) GetIsIpv6() bool {
@@ -2553,7 +2700,7 @@ type GetIPTablesResponse struct {
 
 func (x *GetIPTablesResponse) Reset() {
 	*x = GetIPTablesResponse{}
-	mi := &file_protocols_agent_proto_msgTypes[44]
+	mi := &file_protocols_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2565,7 +2712,7 @@ func (x *GetIPTablesResponse) String() string {
 func (*GetIPTablesResponse) ProtoMessage() {}
 
 func (x *GetIPTablesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[44]
+	mi := &file_protocols_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2578,7 +2725,7 @@ func (x *GetIPTablesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIPTablesResponse.ProtoReflect.Descriptor instead.
 func (*GetIPTablesResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{44}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetIPTablesResponse) GetData() []byte {
@@ -2598,7 +2745,7 @@ type SetIPTablesRequest struct {
 
 func (x *SetIPTablesRequest) Reset() {
 	*x = SetIPTablesRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[45]
+	mi := &file_protocols_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2610,7 +2757,7 @@ func (x *SetIPTablesRequest) String() string {
 func (*SetIPTablesRequest) ProtoMessage() {}
 
 func (x *SetIPTablesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[45]
+	mi := &file_protocols_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2623,7 +2770,7 @@ func (x *SetIPTablesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetIPTablesRequest.ProtoReflect.Descriptor instead.
 func (*SetIPTablesRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{45}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SetIPTablesRequest) GetIsIpv6() bool {
@@ -2649,7 +2796,7 @@ type SetIPTablesResponse struct {
 
 func (x *SetIPTablesResponse) Reset() {
 	*x = SetIPTablesResponse{}
-	mi := &file_protocols_agent_proto_msgTypes[46]
+	mi := &file_protocols_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2661,7 +2808,7 @@ func (x *SetIPTablesResponse) String() string {
 func (*SetIPTablesResponse) ProtoMessage() {}
 
 func (x *SetIPTablesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[46]
+	mi := &file_protocols_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2674,7 +2821,7 @@ func (x *SetIPTablesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetIPTablesResponse.ProtoReflect.Descriptor instead.
 func (*SetIPTablesResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{46}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SetIPTablesResponse) GetData() []byte {
@@ -2698,7 +2845,7 @@ type OnlineCPUMemRequest struct {
 
 func (x *OnlineCPUMemRequest) Reset() {
 	*x = OnlineCPUMemRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[47]
+	mi := &file_protocols_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2710,7 +2857,7 @@ func (x *OnlineCPUMemRequest) String() string {
 func (*OnlineCPUMemRequest) ProtoMessage() {}
 
 func (x *OnlineCPUMemRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[47]
+	mi := &file_protocols_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2723,7 +2870,7 @@ func (x *OnlineCPUMemRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OnlineCPUMemRequest.ProtoReflect.Descriptor instead.
 func (*OnlineCPUMemRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{47}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *OnlineCPUMemRequest) GetWait() bool {
@@ -2763,7 +2910,7 @@ type ReseedRandomDevRequest struct {
 
 func (x *ReseedRandomDevRequest) Reset() {
 	*x = ReseedRandomDevRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[48]
+	mi := &file_protocols_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2775,7 +2922,7 @@ func (x *ReseedRandomDevRequest) String() string {
 func (*ReseedRandomDevRequest) ProtoMessage() {}
 
 func (x *ReseedRandomDevRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[48]
+	mi := &file_protocols_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2788,7 +2935,7 @@ func (x *ReseedRandomDevRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReseedRandomDevRequest.ProtoReflect.Descriptor instead.
 func (*ReseedRandomDevRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{48}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ReseedRandomDevRequest) GetData() []byte {
@@ -2812,7 +2959,7 @@ type AgentDetails struct {
 
 func (x *AgentDetails) Reset() {
 	*x = AgentDetails{}
-	mi := &file_protocols_agent_proto_msgTypes[49]
+	mi := &file_protocols_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2824,7 +2971,7 @@ func (x *AgentDetails) String() string {
 func (*AgentDetails) ProtoMessage() {}
 
 func (x *AgentDetails) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[49]
+	mi := &file_protocols_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2837,7 +2984,7 @@ func (x *AgentDetails) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentDetails.ProtoReflect.Descriptor instead.
 func (*AgentDetails) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{49}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *AgentDetails) GetVersion() string {
@@ -2892,7 +3039,7 @@ type GuestDetailsRequest struct {
 
 func (x *GuestDetailsRequest) Reset() {
 	*x = GuestDetailsRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[50]
+	mi := &file_protocols_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2904,7 +3051,7 @@ func (x *GuestDetailsRequest) String() string {
 func (*GuestDetailsRequest) ProtoMessage() {}
 
 func (x *GuestDetailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[50]
+	mi := &file_protocols_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2917,7 +3064,7 @@ func (x *GuestDetailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestDetailsRequest.ProtoReflect.Descriptor instead.
 func (*GuestDetailsRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{50}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GuestDetailsRequest) GetMemBlockSize() bool {
@@ -2945,7 +3092,7 @@ type GuestDetailsResponse struct {
 
 func (x *GuestDetailsResponse) Reset() {
 	*x = GuestDetailsResponse{}
-	mi := &file_protocols_agent_proto_msgTypes[51]
+	mi := &file_protocols_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2957,7 +3104,7 @@ func (x *GuestDetailsResponse) String() string {
 func (*GuestDetailsResponse) ProtoMessage() {}
 
 func (x *GuestDetailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[51]
+	mi := &file_protocols_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2970,7 +3117,7 @@ func (x *GuestDetailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestDetailsResponse.ProtoReflect.Descriptor instead.
 func (*GuestDetailsResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{51}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GuestDetailsResponse) GetMemBlockSizeBytes() uint64 {
@@ -3003,7 +3150,7 @@ type MemHotplugByProbeRequest struct {
 
 func (x *MemHotplugByProbeRequest) Reset() {
 	*x = MemHotplugByProbeRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[52]
+	mi := &file_protocols_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3015,7 +3162,7 @@ func (x *MemHotplugByProbeRequest) String() string {
 func (*MemHotplugByProbeRequest) ProtoMessage() {}
 
 func (x *MemHotplugByProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[52]
+	mi := &file_protocols_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3028,7 +3175,7 @@ func (x *MemHotplugByProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemHotplugByProbeRequest.ProtoReflect.Descriptor instead.
 func (*MemHotplugByProbeRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{52}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *MemHotplugByProbeRequest) GetMemHotplugProbeAddr() []uint64 {
@@ -3048,7 +3195,7 @@ type SetGuestDateTimeRequest struct {
 
 func (x *SetGuestDateTimeRequest) Reset() {
 	*x = SetGuestDateTimeRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[53]
+	mi := &file_protocols_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3060,7 +3207,7 @@ func (x *SetGuestDateTimeRequest) String() string {
 func (*SetGuestDateTimeRequest) ProtoMessage() {}
 
 func (x *SetGuestDateTimeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[53]
+	mi := &file_protocols_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3073,7 +3220,7 @@ func (x *SetGuestDateTimeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetGuestDateTimeRequest.ProtoReflect.Descriptor instead.
 func (*SetGuestDateTimeRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{53}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SetGuestDateTimeRequest) GetSec() int64 {
@@ -3100,7 +3247,7 @@ type FSGroup struct {
 
 func (x *FSGroup) Reset() {
 	*x = FSGroup{}
-	mi := &file_protocols_agent_proto_msgTypes[54]
+	mi := &file_protocols_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3112,7 +3259,7 @@ func (x *FSGroup) String() string {
 func (*FSGroup) ProtoMessage() {}
 
 func (x *FSGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[54]
+	mi := &file_protocols_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3125,7 +3272,7 @@ func (x *FSGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FSGroup.ProtoReflect.Descriptor instead.
 func (*FSGroup) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{54}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *FSGroup) GetGroupId() uint32 {
@@ -3155,7 +3302,7 @@ type SharedMount struct {
 
 func (x *SharedMount) Reset() {
 	*x = SharedMount{}
-	mi := &file_protocols_agent_proto_msgTypes[55]
+	mi := &file_protocols_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3167,7 +3314,7 @@ func (x *SharedMount) String() string {
 func (*SharedMount) ProtoMessage() {}
 
 func (x *SharedMount) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[55]
+	mi := &file_protocols_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3180,7 +3327,7 @@ func (x *SharedMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SharedMount.ProtoReflect.Descriptor instead.
 func (*SharedMount) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{55}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SharedMount) GetName() string {
@@ -3234,7 +3381,7 @@ type Storage struct {
 
 func (x *Storage) Reset() {
 	*x = Storage{}
-	mi := &file_protocols_agent_proto_msgTypes[56]
+	mi := &file_protocols_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3246,7 +3393,7 @@ func (x *Storage) String() string {
 func (*Storage) ProtoMessage() {}
 
 func (x *Storage) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[56]
+	mi := &file_protocols_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3259,7 +3406,7 @@ func (x *Storage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Storage.ProtoReflect.Descriptor instead.
 func (*Storage) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{56}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Storage) GetDriver() string {
@@ -3331,7 +3478,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_protocols_agent_proto_msgTypes[57]
+	mi := &file_protocols_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3343,7 +3490,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[57]
+	mi := &file_protocols_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3356,7 +3503,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{57}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Device) GetId() string {
@@ -3405,7 +3552,7 @@ type StringUser struct {
 
 func (x *StringUser) Reset() {
 	*x = StringUser{}
-	mi := &file_protocols_agent_proto_msgTypes[58]
+	mi := &file_protocols_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3417,7 +3564,7 @@ func (x *StringUser) String() string {
 func (*StringUser) ProtoMessage() {}
 
 func (x *StringUser) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[58]
+	mi := &file_protocols_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3430,7 +3577,7 @@ func (x *StringUser) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StringUser.ProtoReflect.Descriptor instead.
 func (*StringUser) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{58}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *StringUser) GetUid() string {
@@ -3470,7 +3617,7 @@ type CopyFileRequest struct {
 
 func (x *CopyFileRequest) Reset() {
 	*x = CopyFileRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[59]
+	mi := &file_protocols_agent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3482,7 +3629,7 @@ func (x *CopyFileRequest) String() string {
 func (*CopyFileRequest) ProtoMessage() {}
 
 func (x *CopyFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[59]
+	mi := &file_protocols_agent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3495,7 +3642,7 @@ func (x *CopyFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyFileRequest.ProtoReflect.Descriptor instead.
 func (*CopyFileRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{59}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CopyFileRequest) GetPath() string {
@@ -3562,7 +3709,7 @@ type GetOOMEventRequest struct {
 
 func (x *GetOOMEventRequest) Reset() {
 	*x = GetOOMEventRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[60]
+	mi := &file_protocols_agent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3574,7 +3721,7 @@ func (x *GetOOMEventRequest) String() string {
 func (*GetOOMEventRequest) ProtoMessage() {}
 
 func (x *GetOOMEventRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[60]
+	mi := &file_protocols_agent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3587,7 +3734,7 @@ func (x *GetOOMEventRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOOMEventRequest.ProtoReflect.Descriptor instead.
 func (*GetOOMEventRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{60}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{62}
 }
 
 type OOMEvent struct {
@@ -3599,7 +3746,7 @@ type OOMEvent struct {
 
 func (x *OOMEvent) Reset() {
 	*x = OOMEvent{}
-	mi := &file_protocols_agent_proto_msgTypes[61]
+	mi := &file_protocols_agent_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3611,7 +3758,7 @@ func (x *OOMEvent) String() string {
 func (*OOMEvent) ProtoMessage() {}
 
 func (x *OOMEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[61]
+	mi := &file_protocols_agent_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3624,7 +3771,7 @@ func (x *OOMEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOMEvent.ProtoReflect.Descriptor instead.
 func (*OOMEvent) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{61}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *OOMEvent) GetContainerId() string {
@@ -3643,7 +3790,7 @@ type AddSwapRequest struct {
 
 func (x *AddSwapRequest) Reset() {
 	*x = AddSwapRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[62]
+	mi := &file_protocols_agent_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3655,7 +3802,7 @@ func (x *AddSwapRequest) String() string {
 func (*AddSwapRequest) ProtoMessage() {}
 
 func (x *AddSwapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[62]
+	mi := &file_protocols_agent_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3668,7 +3815,7 @@ func (x *AddSwapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddSwapRequest.ProtoReflect.Descriptor instead.
 func (*AddSwapRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{62}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *AddSwapRequest) GetPCIPath() []uint32 {
@@ -3687,7 +3834,7 @@ type AddSwapPathRequest struct {
 
 func (x *AddSwapPathRequest) Reset() {
 	*x = AddSwapPathRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[63]
+	mi := &file_protocols_agent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3699,7 +3846,7 @@ func (x *AddSwapPathRequest) String() string {
 func (*AddSwapPathRequest) ProtoMessage() {}
 
 func (x *AddSwapPathRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[63]
+	mi := &file_protocols_agent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3712,7 +3859,7 @@ func (x *AddSwapPathRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddSwapPathRequest.ProtoReflect.Descriptor instead.
 func (*AddSwapPathRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{63}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *AddSwapPathRequest) GetPath() string {
@@ -3730,7 +3877,7 @@ type GetMetricsRequest struct {
 
 func (x *GetMetricsRequest) Reset() {
 	*x = GetMetricsRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[64]
+	mi := &file_protocols_agent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3742,7 +3889,7 @@ func (x *GetMetricsRequest) String() string {
 func (*GetMetricsRequest) ProtoMessage() {}
 
 func (x *GetMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[64]
+	mi := &file_protocols_agent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3755,7 +3902,7 @@ func (x *GetMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMetricsRequest.ProtoReflect.Descriptor instead.
 func (*GetMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{64}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{66}
 }
 
 type Metrics struct {
@@ -3767,7 +3914,7 @@ type Metrics struct {
 
 func (x *Metrics) Reset() {
 	*x = Metrics{}
-	mi := &file_protocols_agent_proto_msgTypes[65]
+	mi := &file_protocols_agent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3779,7 +3926,7 @@ func (x *Metrics) String() string {
 func (*Metrics) ProtoMessage() {}
 
 func (x *Metrics) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[65]
+	mi := &file_protocols_agent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3792,7 +3939,7 @@ func (x *Metrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metrics.ProtoReflect.Descriptor instead.
 func (*Metrics) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{65}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Metrics) GetMetrics() string {
@@ -3811,7 +3958,7 @@ type VolumeStatsRequest struct {
 
 func (x *VolumeStatsRequest) Reset() {
 	*x = VolumeStatsRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[66]
+	mi := &file_protocols_agent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3823,7 +3970,7 @@ func (x *VolumeStatsRequest) String() string {
 func (*VolumeStatsRequest) ProtoMessage() {}
 
 func (x *VolumeStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[66]
+	mi := &file_protocols_agent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3836,7 +3983,7 @@ func (x *VolumeStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStatsRequest.ProtoReflect.Descriptor instead.
 func (*VolumeStatsRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{66}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *VolumeStatsRequest) GetVolumeGuestPath() string {
@@ -3856,7 +4003,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[67]
+	mi := &file_protocols_agent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3868,7 +4015,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[67]
+	mi := &file_protocols_agent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3881,7 +4028,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{67}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ResizeVolumeRequest) GetVolumeGuestPath() string {
@@ -3907,7 +4054,7 @@ type SetPolicyRequest struct {
 
 func (x *SetPolicyRequest) Reset() {
 	*x = SetPolicyRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[68]
+	mi := &file_protocols_agent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3919,7 +4066,7 @@ func (x *SetPolicyRequest) String() string {
 func (*SetPolicyRequest) ProtoMessage() {}
 
 func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[68]
+	mi := &file_protocols_agent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3932,7 +4079,7 @@ func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{68}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *SetPolicyRequest) GetPolicy() string {
@@ -3952,7 +4099,7 @@ type GetDiagnosticDataRequest struct {
 
 func (x *GetDiagnosticDataRequest) Reset() {
 	*x = GetDiagnosticDataRequest{}
-	mi := &file_protocols_agent_proto_msgTypes[69]
+	mi := &file_protocols_agent_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3964,7 +4111,7 @@ func (x *GetDiagnosticDataRequest) String() string {
 func (*GetDiagnosticDataRequest) ProtoMessage() {}
 
 func (x *GetDiagnosticDataRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[69]
+	mi := &file_protocols_agent_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3977,7 +4124,7 @@ func (x *GetDiagnosticDataRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDiagnosticDataRequest.ProtoReflect.Descriptor instead.
 func (*GetDiagnosticDataRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{69}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *GetDiagnosticDataRequest) GetLogType() string {
@@ -4003,7 +4150,7 @@ type GetDiagnosticDataResponse struct {
 
 func (x *GetDiagnosticDataResponse) Reset() {
 	*x = GetDiagnosticDataResponse{}
-	mi := &file_protocols_agent_proto_msgTypes[70]
+	mi := &file_protocols_agent_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4015,7 +4162,7 @@ func (x *GetDiagnosticDataResponse) String() string {
 func (*GetDiagnosticDataResponse) ProtoMessage() {}
 
 func (x *GetDiagnosticDataResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[70]
+	mi := &file_protocols_agent_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4028,7 +4175,7 @@ func (x *GetDiagnosticDataResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDiagnosticDataResponse.ProtoReflect.Descriptor instead.
 func (*GetDiagnosticDataResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{70}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *GetDiagnosticDataResponse) GetData() string {
@@ -4053,7 +4200,7 @@ type MemAgentMemcgConfig struct {
 
 func (x *MemAgentMemcgConfig) Reset() {
 	*x = MemAgentMemcgConfig{}
-	mi := &file_protocols_agent_proto_msgTypes[71]
+	mi := &file_protocols_agent_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4065,7 +4212,7 @@ func (x *MemAgentMemcgConfig) String() string {
 func (*MemAgentMemcgConfig) ProtoMessage() {}
 
 func (x *MemAgentMemcgConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[71]
+	mi := &file_protocols_agent_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4078,7 +4225,7 @@ func (x *MemAgentMemcgConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemAgentMemcgConfig.ProtoReflect.Descriptor instead.
 func (*MemAgentMemcgConfig) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{71}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *MemAgentMemcgConfig) GetDisabled() bool {
@@ -4146,7 +4293,7 @@ type MemAgentCompactConfig struct {
 
 func (x *MemAgentCompactConfig) Reset() {
 	*x = MemAgentCompactConfig{}
-	mi := &file_protocols_agent_proto_msgTypes[72]
+	mi := &file_protocols_agent_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4158,7 +4305,7 @@ func (x *MemAgentCompactConfig) String() string {
 func (*MemAgentCompactConfig) ProtoMessage() {}
 
 func (x *MemAgentCompactConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_proto_msgTypes[72]
+	mi := &file_protocols_agent_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4171,7 +4318,7 @@ func (x *MemAgentCompactConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemAgentCompactConfig.ProtoReflect.Descriptor instead.
 func (*MemAgentCompactConfig) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_proto_rawDescGZIP(), []int{72}
+	return file_protocols_agent_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *MemAgentCompactConfig) GetDisabled() bool {
@@ -4311,7 +4458,7 @@ const file_protocols_agent_proto_rawDesc = "" +
 	"\x05usage\x18\x01 \x01(\x04R\x05usage\x12\x1b\n" +
 	"\tmax_usage\x18\x02 \x01(\x04R\bmaxUsage\x12\x18\n" +
 	"\afailcnt\x18\x03 \x01(\x04R\afailcnt\x12\x14\n" +
-	"\x05limit\x18\x04 \x01(\x04R\x05limit\"\xc4\x02\n" +
+	"\x05limit\x18\x04 \x01(\x04R\x05limit\"\xb6\x03\n" +
 	"\vMemoryStats\x12\x14\n" +
 	"\x05cache\x18\x01 \x01(\x04R\x05cache\x12&\n" +
 	"\x05usage\x18\x02 \x01(\v2\x10.grpc.MemoryDataR\x05usage\x12/\n" +
@@ -4319,9 +4466,13 @@ const file_protocols_agent_proto_rawDesc = "" +
 	"swap_usage\x18\x03 \x01(\v2\x10.grpc.MemoryDataR\tswapUsage\x123\n" +
 	"\fkernel_usage\x18\x04 \x01(\v2\x10.grpc.MemoryDataR\vkernelUsage\x12#\n" +
 	"\ruse_hierarchy\x18\x05 \x01(\bR\fuseHierarchy\x122\n" +
-	"\x05stats\x18\x06 \x03(\v2\x1c.grpc.MemoryStats.StatsEntryR\x05stats\x1a8\n" +
+	"\x05stats\x18\x06 \x03(\v2\x1c.grpc.MemoryStats.StatsEntryR\x05stats\x125\n" +
+	"\x06events\x18d \x03(\v2\x1d.grpc.MemoryStats.EventsEntryR\x06events\x1a8\n" +
 	"\n" +
 	"StatsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a9\n" +
+	"\vEventsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"c\n" +
 	"\x0fBlkioStatsEntry\x12\x14\n" +
@@ -4338,11 +4489,12 @@ const file_protocols_agent_proto_rawDesc = "" +
 	"\x16io_wait_time_recursive\x18\x05 \x03(\v2\x15.grpc.BlkioStatsEntryR\x13ioWaitTimeRecursive\x12E\n" +
 	"\x13io_merged_recursive\x18\x06 \x03(\v2\x15.grpc.BlkioStatsEntryR\x11ioMergedRecursive\x12A\n" +
 	"\x11io_time_recursive\x18\a \x03(\v2\x15.grpc.BlkioStatsEntryR\x0fioTimeRecursive\x12B\n" +
-	"\x11sectors_recursive\x18\b \x03(\v2\x15.grpc.BlkioStatsEntryR\x10sectorsRecursive\"[\n" +
+	"\x11sectors_recursive\x18\b \x03(\v2\x15.grpc.BlkioStatsEntryR\x10sectorsRecursive\"q\n" +
 	"\fHugetlbStats\x12\x14\n" +
 	"\x05usage\x18\x01 \x01(\x04R\x05usage\x12\x1b\n" +
 	"\tmax_usage\x18\x02 \x01(\x04R\bmaxUsage\x12\x18\n" +
-	"\afailcnt\x18\x03 \x01(\x04R\afailcnt\"\xf2\x02\n" +
+	"\afailcnt\x18\x03 \x01(\x04R\afailcnt\x12\x14\n" +
+	"\x05limit\x18d \x01(\x04R\x05limit\"\xfc\x03\n" +
 	"\vCgroupStats\x12+\n" +
 	"\tcpu_stats\x18\x01 \x01(\v2\x0e.grpc.CpuStatsR\bcpuStats\x124\n" +
 	"\fmemory_stats\x18\x02 \x01(\v2\x11.grpc.MemoryStatsR\vmemoryStats\x12.\n" +
@@ -4350,10 +4502,22 @@ const file_protocols_agent_proto_rawDesc = "" +
 	"pids_stats\x18\x03 \x01(\v2\x0f.grpc.PidsStatsR\tpidsStats\x121\n" +
 	"\vblkio_stats\x18\x04 \x01(\v2\x10.grpc.BlkioStatsR\n" +
 	"blkioStats\x12H\n" +
-	"\rhugetlb_stats\x18\x05 \x03(\v2#.grpc.CgroupStats.HugetlbStatsEntryR\fhugetlbStats\x1aS\n" +
+	"\rhugetlb_stats\x18\x05 \x03(\v2#.grpc.CgroupStats.HugetlbStatsEntryR\fhugetlbStats\x12;\n" +
+	"\bpressure\x18d \x03(\v2\x1f.grpc.CgroupStats.PressureEntryR\bpressure\x1aS\n" +
 	"\x11HugetlbStatsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12(\n" +
-	"\x05value\x18\x02 \x01(\v2\x12.grpc.HugetlbStatsR\x05value:\x028\x01\"\x8e\x02\n" +
+	"\x05value\x18\x02 \x01(\v2\x12.grpc.HugetlbStatsR\x05value:\x028\x01\x1aK\n" +
+	"\rPressureEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12$\n" +
+	"\x05value\x18\x02 \x01(\v2\x0e.grpc.PressureR\x05value:\x028\x01\"Z\n" +
+	"\bPressure\x12&\n" +
+	"\x04some\x18\x01 \x01(\v2\x12.grpc.PressureLineR\x04some\x12&\n" +
+	"\x04full\x18\x02 \x01(\v2\x12.grpc.PressureLineR\x04full\"h\n" +
+	"\fPressureLine\x12\x14\n" +
+	"\x05avg10\x18\x01 \x01(\x01R\x05avg10\x12\x14\n" +
+	"\x05avg60\x18\x02 \x01(\x01R\x05avg60\x12\x16\n" +
+	"\x06avg300\x18\x03 \x01(\x01R\x06avg300\x12\x14\n" +
+	"\x05total\x18\x04 \x01(\x04R\x05total\"\x8e\x02\n" +
 	"\fNetworkStats\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\brx_bytes\x18\x02 \x01(\x04R\arxBytes\x12\x1d\n" +
@@ -4620,7 +4784,7 @@ func file_protocols_agent_proto_rawDescGZIP() []byte {
 	return file_protocols_agent_proto_rawDescData
 }
 
-var file_protocols_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
+var file_protocols_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
 var file_protocols_agent_proto_goTypes = []any{
 	(*CreateContainerRequest)(nil),                // 0: grpc.CreateContainerRequest
 	(*StartContainerRequest)(nil),                 // 1: grpc.StartContainerRequest
@@ -4644,201 +4808,210 @@ var file_protocols_agent_proto_goTypes = []any{
 	(*BlkioStats)(nil),                            // 19: grpc.BlkioStats
 	(*HugetlbStats)(nil),                          // 20: grpc.HugetlbStats
 	(*CgroupStats)(nil),                           // 21: grpc.CgroupStats
-	(*NetworkStats)(nil),                          // 22: grpc.NetworkStats
-	(*StatsContainerResponse)(nil),                // 23: grpc.StatsContainerResponse
-	(*WriteStreamRequest)(nil),                    // 24: grpc.WriteStreamRequest
-	(*WriteStreamResponse)(nil),                   // 25: grpc.WriteStreamResponse
-	(*ReadStreamRequest)(nil),                     // 26: grpc.ReadStreamRequest
-	(*ReadStreamResponse)(nil),                    // 27: grpc.ReadStreamResponse
-	(*CloseStdinRequest)(nil),                     // 28: grpc.CloseStdinRequest
-	(*TtyWinResizeRequest)(nil),                   // 29: grpc.TtyWinResizeRequest
-	(*KernelModule)(nil),                          // 30: grpc.KernelModule
-	(*CreateSandboxRequest)(nil),                  // 31: grpc.CreateSandboxRequest
-	(*DestroySandboxRequest)(nil),                 // 32: grpc.DestroySandboxRequest
-	(*RemoveStaleVirtiofsShareMountsRequest)(nil), // 33: grpc.RemoveStaleVirtiofsShareMountsRequest
-	(*Interfaces)(nil),                            // 34: grpc.Interfaces
-	(*Routes)(nil),                                // 35: grpc.Routes
-	(*UpdateInterfaceRequest)(nil),                // 36: grpc.UpdateInterfaceRequest
-	(*UpdateRoutesRequest)(nil),                   // 37: grpc.UpdateRoutesRequest
-	(*UpdateEphemeralMountsRequest)(nil),          // 38: grpc.UpdateEphemeralMountsRequest
-	(*ListInterfacesRequest)(nil),                 // 39: grpc.ListInterfacesRequest
-	(*ListRoutesRequest)(nil),                     // 40: grpc.ListRoutesRequest
-	(*ARPNeighbors)(nil),                          // 41: grpc.ARPNeighbors
-	(*AddARPNeighborsRequest)(nil),                // 42: grpc.AddARPNeighborsRequest
-	(*GetIPTablesRequest)(nil),                    // 43: grpc.GetIPTablesRequest
-	(*GetIPTablesResponse)(nil),                   // 44: grpc.GetIPTablesResponse
-	(*SetIPTablesRequest)(nil),                    // 45: grpc.SetIPTablesRequest
-	(*SetIPTablesResponse)(nil),                   // 46: grpc.SetIPTablesResponse
-	(*OnlineCPUMemRequest)(nil),                   // 47: grpc.OnlineCPUMemRequest
-	(*ReseedRandomDevRequest)(nil),                // 48: grpc.ReseedRandomDevRequest
-	(*AgentDetails)(nil),                          // 49: grpc.AgentDetails
-	(*GuestDetailsRequest)(nil),                   // 50: grpc.GuestDetailsRequest
-	(*GuestDetailsResponse)(nil),                  // 51: grpc.GuestDetailsResponse
-	(*MemHotplugByProbeRequest)(nil),              // 52: grpc.MemHotplugByProbeRequest
-	(*SetGuestDateTimeRequest)(nil),               // 53: grpc.SetGuestDateTimeRequest
-	(*FSGroup)(nil),                               // 54: grpc.FSGroup
-	(*SharedMount)(nil),                           // 55: grpc.SharedMount
-	(*Storage)(nil),                               // 56: grpc.Storage
-	(*Device)(nil),                                // 57: grpc.Device
-	(*StringUser)(nil),                            // 58: grpc.StringUser
-	(*CopyFileRequest)(nil),                       // 59: grpc.CopyFileRequest
-	(*GetOOMEventRequest)(nil),                    // 60: grpc.GetOOMEventRequest
-	(*OOMEvent)(nil),                              // 61: grpc.OOMEvent
-	(*AddSwapRequest)(nil),                        // 62: grpc.AddSwapRequest
-	(*AddSwapPathRequest)(nil),                    // 63: grpc.AddSwapPathRequest
-	(*GetMetricsRequest)(nil),                     // 64: grpc.GetMetricsRequest
-	(*Metrics)(nil),                               // 65: grpc.Metrics
-	(*VolumeStatsRequest)(nil),                    // 66: grpc.VolumeStatsRequest
-	(*ResizeVolumeRequest)(nil),                   // 67: grpc.ResizeVolumeRequest
-	(*SetPolicyRequest)(nil),                      // 68: grpc.SetPolicyRequest
-	(*GetDiagnosticDataRequest)(nil),              // 69: grpc.GetDiagnosticDataRequest
-	(*GetDiagnosticDataResponse)(nil),             // 70: grpc.GetDiagnosticDataResponse
-	(*MemAgentMemcgConfig)(nil),                   // 71: grpc.MemAgentMemcgConfig
-	(*MemAgentCompactConfig)(nil),                 // 72: grpc.MemAgentCompactConfig
-	nil,                                           // 73: grpc.MemoryStats.StatsEntry
-	nil,                                           // 74: grpc.CgroupStats.HugetlbStatsEntry
-	(*Spec)(nil),                                  // 75: grpc.Spec
-	(*Process)(nil),                               // 76: grpc.Process
-	(*LinuxResources)(nil),                        // 77: grpc.LinuxResources
-	(*typespb.Interface)(nil),                     // 78: types.Interface
-	(*typespb.Route)(nil),                         // 79: types.Route
-	(*typespb.ARPNeighbor)(nil),                   // 80: types.ARPNeighbor
-	(typespb.FSGroupChangePolicy)(0),              // 81: types.FSGroupChangePolicy
-	(*emptypb.Empty)(nil),                         // 82: google.protobuf.Empty
-	(*VolumeStatsResponse)(nil),                   // 83: grpc.VolumeStatsResponse
+	(*Pressure)(nil),                              // 22: grpc.Pressure
+	(*PressureLine)(nil),                          // 23: grpc.PressureLine
+	(*NetworkStats)(nil),                          // 24: grpc.NetworkStats
+	(*StatsContainerResponse)(nil),                // 25: grpc.StatsContainerResponse
+	(*WriteStreamRequest)(nil),                    // 26: grpc.WriteStreamRequest
+	(*WriteStreamResponse)(nil),                   // 27: grpc.WriteStreamResponse
+	(*ReadStreamRequest)(nil),                     // 28: grpc.ReadStreamRequest
+	(*ReadStreamResponse)(nil),                    // 29: grpc.ReadStreamResponse
+	(*CloseStdinRequest)(nil),                     // 30: grpc.CloseStdinRequest
+	(*TtyWinResizeRequest)(nil),                   // 31: grpc.TtyWinResizeRequest
+	(*KernelModule)(nil),                          // 32: grpc.KernelModule
+	(*CreateSandboxRequest)(nil),                  // 33: grpc.CreateSandboxRequest
+	(*DestroySandboxRequest)(nil),                 // 34: grpc.DestroySandboxRequest
+	(*RemoveStaleVirtiofsShareMountsRequest)(nil), // 35: grpc.RemoveStaleVirtiofsShareMountsRequest
+	(*Interfaces)(nil),                            // 36: grpc.Interfaces
+	(*Routes)(nil),                                // 37: grpc.Routes
+	(*UpdateInterfaceRequest)(nil),                // 38: grpc.UpdateInterfaceRequest
+	(*UpdateRoutesRequest)(nil),                   // 39: grpc.UpdateRoutesRequest
+	(*UpdateEphemeralMountsRequest)(nil),          // 40: grpc.UpdateEphemeralMountsRequest
+	(*ListInterfacesRequest)(nil),                 // 41: grpc.ListInterfacesRequest
+	(*ListRoutesRequest)(nil),                     // 42: grpc.ListRoutesRequest
+	(*ARPNeighbors)(nil),                          // 43: grpc.ARPNeighbors
+	(*AddARPNeighborsRequest)(nil),                // 44: grpc.AddARPNeighborsRequest
+	(*GetIPTablesRequest)(nil),                    // 45: grpc.GetIPTablesRequest
+	(*GetIPTablesResponse)(nil),                   // 46: grpc.GetIPTablesResponse
+	(*SetIPTablesRequest)(nil),                    // 47: grpc.SetIPTablesRequest
+	(*SetIPTablesResponse)(nil),                   // 48: grpc.SetIPTablesResponse
+	(*OnlineCPUMemRequest)(nil),                   // 49: grpc.OnlineCPUMemRequest
+	(*ReseedRandomDevRequest)(nil),                // 50: grpc.ReseedRandomDevRequest
+	(*AgentDetails)(nil),                          // 51: grpc.AgentDetails
+	(*GuestDetailsRequest)(nil),                   // 52: grpc.GuestDetailsRequest
+	(*GuestDetailsResponse)(nil),                  // 53: grpc.GuestDetailsResponse
+	(*MemHotplugByProbeRequest)(nil),              // 54: grpc.MemHotplugByProbeRequest
+	(*SetGuestDateTimeRequest)(nil),               // 55: grpc.SetGuestDateTimeRequest
+	(*FSGroup)(nil),                               // 56: grpc.FSGroup
+	(*SharedMount)(nil),                           // 57: grpc.SharedMount
+	(*Storage)(nil),                               // 58: grpc.Storage
+	(*Device)(nil),                                // 59: grpc.Device
+	(*StringUser)(nil),                            // 60: grpc.StringUser
+	(*CopyFileRequest)(nil),                       // 61: grpc.CopyFileRequest
+	(*GetOOMEventRequest)(nil),                    // 62: grpc.GetOOMEventRequest
+	(*OOMEvent)(nil),                              // 63: grpc.OOMEvent
+	(*AddSwapRequest)(nil),                        // 64: grpc.AddSwapRequest
+	(*AddSwapPathRequest)(nil),                    // 65: grpc.AddSwapPathRequest
+	(*GetMetricsRequest)(nil),                     // 66: grpc.GetMetricsRequest
+	(*Metrics)(nil),                               // 67: grpc.Metrics
+	(*VolumeStatsRequest)(nil),                    // 68: grpc.VolumeStatsRequest
+	(*ResizeVolumeRequest)(nil),                   // 69: grpc.ResizeVolumeRequest
+	(*SetPolicyRequest)(nil),                      // 70: grpc.SetPolicyRequest
+	(*GetDiagnosticDataRequest)(nil),              // 71: grpc.GetDiagnosticDataRequest
+	(*GetDiagnosticDataResponse)(nil),             // 72: grpc.GetDiagnosticDataResponse
+	(*MemAgentMemcgConfig)(nil),                   // 73: grpc.MemAgentMemcgConfig
+	(*MemAgentCompactConfig)(nil),                 // 74: grpc.MemAgentCompactConfig
+	nil,                                           // 75: grpc.MemoryStats.StatsEntry
+	nil,                                           // 76: grpc.MemoryStats.EventsEntry
+	nil,                                           // 77: grpc.CgroupStats.HugetlbStatsEntry
+	nil,                                           // 78: grpc.CgroupStats.PressureEntry
+	(*Spec)(nil),                                  // 79: grpc.Spec
+	(*Process)(nil),                               // 80: grpc.Process
+	(*LinuxResources)(nil),                        // 81: grpc.LinuxResources
+	(*typespb.Interface)(nil),                     // 82: types.Interface
+	(*typespb.Route)(nil),                         // 83: types.Route
+	(*typespb.ARPNeighbor)(nil),                   // 84: types.ARPNeighbor
+	(typespb.FSGroupChangePolicy)(0),              // 85: types.FSGroupChangePolicy
+	(*emptypb.Empty)(nil),                         // 86: google.protobuf.Empty
+	(*VolumeStatsResponse)(nil),                   // 87: grpc.VolumeStatsResponse
 }
 var file_protocols_agent_proto_depIdxs = []int32{
-	58, // 0: grpc.CreateContainerRequest.string_user:type_name -> grpc.StringUser
-	57, // 1: grpc.CreateContainerRequest.devices:type_name -> grpc.Device
-	56, // 2: grpc.CreateContainerRequest.storages:type_name -> grpc.Storage
-	75, // 3: grpc.CreateContainerRequest.OCI:type_name -> grpc.Spec
-	55, // 4: grpc.CreateContainerRequest.shared_mounts:type_name -> grpc.SharedMount
-	58, // 5: grpc.ExecProcessRequest.string_user:type_name -> grpc.StringUser
-	76, // 6: grpc.ExecProcessRequest.process:type_name -> grpc.Process
-	77, // 7: grpc.UpdateContainerRequest.resources:type_name -> grpc.LinuxResources
+	60, // 0: grpc.CreateContainerRequest.string_user:type_name -> grpc.StringUser
+	59, // 1: grpc.CreateContainerRequest.devices:type_name -> grpc.Device
+	58, // 2: grpc.CreateContainerRequest.storages:type_name -> grpc.Storage
+	79, // 3: grpc.CreateContainerRequest.OCI:type_name -> grpc.Spec
+	57, // 4: grpc.CreateContainerRequest.shared_mounts:type_name -> grpc.SharedMount
+	60, // 5: grpc.ExecProcessRequest.string_user:type_name -> grpc.StringUser
+	80, // 6: grpc.ExecProcessRequest.process:type_name -> grpc.Process
+	81, // 7: grpc.UpdateContainerRequest.resources:type_name -> grpc.LinuxResources
 	12, // 8: grpc.CpuStats.cpu_usage:type_name -> grpc.CpuUsage
 	13, // 9: grpc.CpuStats.throttling_data:type_name -> grpc.ThrottlingData
 	16, // 10: grpc.MemoryStats.usage:type_name -> grpc.MemoryData
 	16, // 11: grpc.MemoryStats.swap_usage:type_name -> grpc.MemoryData
 	16, // 12: grpc.MemoryStats.kernel_usage:type_name -> grpc.MemoryData
-	73, // 13: grpc.MemoryStats.stats:type_name -> grpc.MemoryStats.StatsEntry
-	18, // 14: grpc.BlkioStats.io_service_bytes_recursive:type_name -> grpc.BlkioStatsEntry
-	18, // 15: grpc.BlkioStats.io_serviced_recursive:type_name -> grpc.BlkioStatsEntry
-	18, // 16: grpc.BlkioStats.io_queued_recursive:type_name -> grpc.BlkioStatsEntry
-	18, // 17: grpc.BlkioStats.io_service_time_recursive:type_name -> grpc.BlkioStatsEntry
-	18, // 18: grpc.BlkioStats.io_wait_time_recursive:type_name -> grpc.BlkioStatsEntry
-	18, // 19: grpc.BlkioStats.io_merged_recursive:type_name -> grpc.BlkioStatsEntry
-	18, // 20: grpc.BlkioStats.io_time_recursive:type_name -> grpc.BlkioStatsEntry
-	18, // 21: grpc.BlkioStats.sectors_recursive:type_name -> grpc.BlkioStatsEntry
-	14, // 22: grpc.CgroupStats.cpu_stats:type_name -> grpc.CpuStats
-	17, // 23: grpc.CgroupStats.memory_stats:type_name -> grpc.MemoryStats
-	15, // 24: grpc.CgroupStats.pids_stats:type_name -> grpc.PidsStats
-	19, // 25: grpc.CgroupStats.blkio_stats:type_name -> grpc.BlkioStats
-	74, // 26: grpc.CgroupStats.hugetlb_stats:type_name -> grpc.CgroupStats.HugetlbStatsEntry
-	21, // 27: grpc.StatsContainerResponse.cgroup_stats:type_name -> grpc.CgroupStats
-	22, // 28: grpc.StatsContainerResponse.network_stats:type_name -> grpc.NetworkStats
-	56, // 29: grpc.CreateSandboxRequest.storages:type_name -> grpc.Storage
-	30, // 30: grpc.CreateSandboxRequest.kernel_modules:type_name -> grpc.KernelModule
-	78, // 31: grpc.Interfaces.Interfaces:type_name -> types.Interface
-	79, // 32: grpc.Routes.Routes:type_name -> types.Route
-	78, // 33: grpc.UpdateInterfaceRequest.interface:type_name -> types.Interface
-	35, // 34: grpc.UpdateRoutesRequest.routes:type_name -> grpc.Routes
-	56, // 35: grpc.UpdateEphemeralMountsRequest.storages:type_name -> grpc.Storage
-	80, // 36: grpc.ARPNeighbors.ARPNeighbors:type_name -> types.ARPNeighbor
-	41, // 37: grpc.AddARPNeighborsRequest.neighbors:type_name -> grpc.ARPNeighbors
-	49, // 38: grpc.GuestDetailsResponse.agent_details:type_name -> grpc.AgentDetails
-	81, // 39: grpc.FSGroup.group_change_policy:type_name -> types.FSGroupChangePolicy
-	54, // 40: grpc.Storage.fs_group:type_name -> grpc.FSGroup
-	20, // 41: grpc.CgroupStats.HugetlbStatsEntry.value:type_name -> grpc.HugetlbStats
-	0,  // 42: grpc.AgentService.CreateContainer:input_type -> grpc.CreateContainerRequest
-	1,  // 43: grpc.AgentService.StartContainer:input_type -> grpc.StartContainerRequest
-	2,  // 44: grpc.AgentService.RemoveContainer:input_type -> grpc.RemoveContainerRequest
-	4,  // 45: grpc.AgentService.ExecProcess:input_type -> grpc.ExecProcessRequest
-	5,  // 46: grpc.AgentService.SignalProcess:input_type -> grpc.SignalProcessRequest
-	6,  // 47: grpc.AgentService.WaitProcess:input_type -> grpc.WaitProcessRequest
-	8,  // 48: grpc.AgentService.UpdateContainer:input_type -> grpc.UpdateContainerRequest
-	38, // 49: grpc.AgentService.UpdateEphemeralMounts:input_type -> grpc.UpdateEphemeralMountsRequest
-	9,  // 50: grpc.AgentService.StatsContainer:input_type -> grpc.StatsContainerRequest
-	10, // 51: grpc.AgentService.PauseContainer:input_type -> grpc.PauseContainerRequest
-	11, // 52: grpc.AgentService.ResumeContainer:input_type -> grpc.ResumeContainerRequest
-	33, // 53: grpc.AgentService.RemoveStaleVirtiofsShareMounts:input_type -> grpc.RemoveStaleVirtiofsShareMountsRequest
-	69, // 54: grpc.AgentService.GetDiagnosticData:input_type -> grpc.GetDiagnosticDataRequest
-	24, // 55: grpc.AgentService.WriteStdin:input_type -> grpc.WriteStreamRequest
-	26, // 56: grpc.AgentService.ReadStdout:input_type -> grpc.ReadStreamRequest
-	26, // 57: grpc.AgentService.ReadStderr:input_type -> grpc.ReadStreamRequest
-	28, // 58: grpc.AgentService.CloseStdin:input_type -> grpc.CloseStdinRequest
-	29, // 59: grpc.AgentService.TtyWinResize:input_type -> grpc.TtyWinResizeRequest
-	36, // 60: grpc.AgentService.UpdateInterface:input_type -> grpc.UpdateInterfaceRequest
-	37, // 61: grpc.AgentService.UpdateRoutes:input_type -> grpc.UpdateRoutesRequest
-	39, // 62: grpc.AgentService.ListInterfaces:input_type -> grpc.ListInterfacesRequest
-	40, // 63: grpc.AgentService.ListRoutes:input_type -> grpc.ListRoutesRequest
-	42, // 64: grpc.AgentService.AddARPNeighbors:input_type -> grpc.AddARPNeighborsRequest
-	43, // 65: grpc.AgentService.GetIPTables:input_type -> grpc.GetIPTablesRequest
-	45, // 66: grpc.AgentService.SetIPTables:input_type -> grpc.SetIPTablesRequest
-	64, // 67: grpc.AgentService.GetMetrics:input_type -> grpc.GetMetricsRequest
-	71, // 68: grpc.AgentService.MemAgentMemcgSet:input_type -> grpc.MemAgentMemcgConfig
-	72, // 69: grpc.AgentService.MemAgentCompactSet:input_type -> grpc.MemAgentCompactConfig
-	31, // 70: grpc.AgentService.CreateSandbox:input_type -> grpc.CreateSandboxRequest
-	32, // 71: grpc.AgentService.DestroySandbox:input_type -> grpc.DestroySandboxRequest
-	47, // 72: grpc.AgentService.OnlineCPUMem:input_type -> grpc.OnlineCPUMemRequest
-	48, // 73: grpc.AgentService.ReseedRandomDev:input_type -> grpc.ReseedRandomDevRequest
-	50, // 74: grpc.AgentService.GetGuestDetails:input_type -> grpc.GuestDetailsRequest
-	52, // 75: grpc.AgentService.MemHotplugByProbe:input_type -> grpc.MemHotplugByProbeRequest
-	53, // 76: grpc.AgentService.SetGuestDateTime:input_type -> grpc.SetGuestDateTimeRequest
-	59, // 77: grpc.AgentService.CopyFile:input_type -> grpc.CopyFileRequest
-	60, // 78: grpc.AgentService.GetOOMEvent:input_type -> grpc.GetOOMEventRequest
-	62, // 79: grpc.AgentService.AddSwap:input_type -> grpc.AddSwapRequest
-	63, // 80: grpc.AgentService.AddSwapPath:input_type -> grpc.AddSwapPathRequest
-	66, // 81: grpc.AgentService.GetVolumeStats:input_type -> grpc.VolumeStatsRequest
-	67, // 82: grpc.AgentService.ResizeVolume:input_type -> grpc.ResizeVolumeRequest
-	68, // 83: grpc.AgentService.SetPolicy:input_type -> grpc.SetPolicyRequest
-	3,  // 84: grpc.AgentService.CreateContainer:output_type -> grpc.ProcessMade
-	82, // 85: grpc.AgentService.StartContainer:output_type -> google.protobuf.Empty
-	82, // 86: grpc.AgentService.RemoveContainer:output_type -> google.protobuf.Empty
-	3,  // 87: grpc.AgentService.ExecProcess:output_type -> grpc.ProcessMade
-	82, // 88: grpc.AgentService.SignalProcess:output_type -> google.protobuf.Empty
-	7,  // 89: grpc.AgentService.WaitProcess:output_type -> grpc.WaitProcessResponse
-	82, // 90: grpc.AgentService.UpdateContainer:output_type -> google.protobuf.Empty
-	82, // 91: grpc.AgentService.UpdateEphemeralMounts:output_type -> google.protobuf.Empty
-	23, // 92: grpc.AgentService.StatsContainer:output_type -> grpc.StatsContainerResponse
-	82, // 93: grpc.AgentService.PauseContainer:output_type -> google.protobuf.Empty
-	82, // 94: grpc.AgentService.ResumeContainer:output_type -> google.protobuf.Empty
-	82, // 95: grpc.AgentService.RemoveStaleVirtiofsShareMounts:output_type -> google.protobuf.Empty
-	70, // 96: grpc.AgentService.GetDiagnosticData:output_type -> grpc.GetDiagnosticDataResponse
-	25, // 97: grpc.AgentService.WriteStdin:output_type -> grpc.WriteStreamResponse
-	27, // 98: grpc.AgentService.ReadStdout:output_type -> grpc.ReadStreamResponse
-	27, // 99: grpc.AgentService.ReadStderr:output_type -> grpc.ReadStreamResponse
-	82, // 100: grpc.AgentService.CloseStdin:output_type -> google.protobuf.Empty
-	82, // 101: grpc.AgentService.TtyWinResize:output_type -> google.protobuf.Empty
-	78, // 102: grpc.AgentService.UpdateInterface:output_type -> types.Interface
-	35, // 103: grpc.AgentService.UpdateRoutes:output_type -> grpc.Routes
-	34, // 104: grpc.AgentService.ListInterfaces:output_type -> grpc.Interfaces
-	35, // 105: grpc.AgentService.ListRoutes:output_type -> grpc.Routes
-	82, // 106: grpc.AgentService.AddARPNeighbors:output_type -> google.protobuf.Empty
-	44, // 107: grpc.AgentService.GetIPTables:output_type -> grpc.GetIPTablesResponse
-	46, // 108: grpc.AgentService.SetIPTables:output_type -> grpc.SetIPTablesResponse
-	65, // 109: grpc.AgentService.GetMetrics:output_type -> grpc.Metrics
-	82, // 110: grpc.AgentService.MemAgentMemcgSet:output_type -> google.protobuf.Empty
-	82, // 111: grpc.AgentService.MemAgentCompactSet:output_type -> google.protobuf.Empty
-	82, // 112: grpc.AgentService.CreateSandbox:output_type -> google.protobuf.Empty
-	82, // 113: grpc.AgentService.DestroySandbox:output_type -> google.protobuf.Empty
-	82, // 114: grpc.AgentService.OnlineCPUMem:output_type -> google.protobuf.Empty
-	82, // 115: grpc.AgentService.ReseedRandomDev:output_type -> google.protobuf.Empty
-	51, // 116: grpc.AgentService.GetGuestDetails:output_type -> grpc.GuestDetailsResponse
-	82, // 117: grpc.AgentService.MemHotplugByProbe:output_type -> google.protobuf.Empty
-	82, // 118: grpc.AgentService.SetGuestDateTime:output_type -> google.protobuf.Empty
-	82, // 119: grpc.AgentService.CopyFile:output_type -> google.protobuf.Empty
-	61, // 120: grpc.AgentService.GetOOMEvent:output_type -> grpc.OOMEvent
-	82, // 121: grpc.AgentService.AddSwap:output_type -> google.protobuf.Empty
-	82, // 122: grpc.AgentService.AddSwapPath:output_type -> google.protobuf.Empty
-	83, // 123: grpc.AgentService.GetVolumeStats:output_type -> grpc.VolumeStatsResponse
-	82, // 124: grpc.AgentService.ResizeVolume:output_type -> google.protobuf.Empty
-	82, // 125: grpc.AgentService.SetPolicy:output_type -> google.protobuf.Empty
-	84, // [84:126] is the sub-list for method output_type
-	42, // [42:84] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	75, // 13: grpc.MemoryStats.stats:type_name -> grpc.MemoryStats.StatsEntry
+	76, // 14: grpc.MemoryStats.events:type_name -> grpc.MemoryStats.EventsEntry
+	18, // 15: grpc.BlkioStats.io_service_bytes_recursive:type_name -> grpc.BlkioStatsEntry
+	18, // 16: grpc.BlkioStats.io_serviced_recursive:type_name -> grpc.BlkioStatsEntry
+	18, // 17: grpc.BlkioStats.io_queued_recursive:type_name -> grpc.BlkioStatsEntry
+	18, // 18: grpc.BlkioStats.io_service_time_recursive:type_name -> grpc.BlkioStatsEntry
+	18, // 19: grpc.BlkioStats.io_wait_time_recursive:type_name -> grpc.BlkioStatsEntry
+	18, // 20: grpc.BlkioStats.io_merged_recursive:type_name -> grpc.BlkioStatsEntry
+	18, // 21: grpc.BlkioStats.io_time_recursive:type_name -> grpc.BlkioStatsEntry
+	18, // 22: grpc.BlkioStats.sectors_recursive:type_name -> grpc.BlkioStatsEntry
+	14, // 23: grpc.CgroupStats.cpu_stats:type_name -> grpc.CpuStats
+	17, // 24: grpc.CgroupStats.memory_stats:type_name -> grpc.MemoryStats
+	15, // 25: grpc.CgroupStats.pids_stats:type_name -> grpc.PidsStats
+	19, // 26: grpc.CgroupStats.blkio_stats:type_name -> grpc.BlkioStats
+	77, // 27: grpc.CgroupStats.hugetlb_stats:type_name -> grpc.CgroupStats.HugetlbStatsEntry
+	78, // 28: grpc.CgroupStats.pressure:type_name -> grpc.CgroupStats.PressureEntry
+	23, // 29: grpc.Pressure.some:type_name -> grpc.PressureLine
+	23, // 30: grpc.Pressure.full:type_name -> grpc.PressureLine
+	21, // 31: grpc.StatsContainerResponse.cgroup_stats:type_name -> grpc.CgroupStats
+	24, // 32: grpc.StatsContainerResponse.network_stats:type_name -> grpc.NetworkStats
+	58, // 33: grpc.CreateSandboxRequest.storages:type_name -> grpc.Storage
+	32, // 34: grpc.CreateSandboxRequest.kernel_modules:type_name -> grpc.KernelModule
+	82, // 35: grpc.Interfaces.Interfaces:type_name -> types.Interface
+	83, // 36: grpc.Routes.Routes:type_name -> types.Route
+	82, // 37: grpc.UpdateInterfaceRequest.interface:type_name -> types.Interface
+	37, // 38: grpc.UpdateRoutesRequest.routes:type_name -> grpc.Routes
+	58, // 39: grpc.UpdateEphemeralMountsRequest.storages:type_name -> grpc.Storage
+	84, // 40: grpc.ARPNeighbors.ARPNeighbors:type_name -> types.ARPNeighbor
+	43, // 41: grpc.AddARPNeighborsRequest.neighbors:type_name -> grpc.ARPNeighbors
+	51, // 42: grpc.GuestDetailsResponse.agent_details:type_name -> grpc.AgentDetails
+	85, // 43: grpc.FSGroup.group_change_policy:type_name -> types.FSGroupChangePolicy
+	56, // 44: grpc.Storage.fs_group:type_name -> grpc.FSGroup
+	20, // 45: grpc.CgroupStats.HugetlbStatsEntry.value:type_name -> grpc.HugetlbStats
+	22, // 46: grpc.CgroupStats.PressureEntry.value:type_name -> grpc.Pressure
+	0,  // 47: grpc.AgentService.CreateContainer:input_type -> grpc.CreateContainerRequest
+	1,  // 48: grpc.AgentService.StartContainer:input_type -> grpc.StartContainerRequest
+	2,  // 49: grpc.AgentService.RemoveContainer:input_type -> grpc.RemoveContainerRequest
+	4,  // 50: grpc.AgentService.ExecProcess:input_type -> grpc.ExecProcessRequest
+	5,  // 51: grpc.AgentService.SignalProcess:input_type -> grpc.SignalProcessRequest
+	6,  // 52: grpc.AgentService.WaitProcess:input_type -> grpc.WaitProcessRequest
+	8,  // 53: grpc.AgentService.UpdateContainer:input_type -> grpc.UpdateContainerRequest
+	40, // 54: grpc.AgentService.UpdateEphemeralMounts:input_type -> grpc.UpdateEphemeralMountsRequest
+	9,  // 55: grpc.AgentService.StatsContainer:input_type -> grpc.StatsContainerRequest
+	10, // 56: grpc.AgentService.PauseContainer:input_type -> grpc.PauseContainerRequest
+	11, // 57: grpc.AgentService.ResumeContainer:input_type -> grpc.ResumeContainerRequest
+	35, // 58: grpc.AgentService.RemoveStaleVirtiofsShareMounts:input_type -> grpc.RemoveStaleVirtiofsShareMountsRequest
+	71, // 59: grpc.AgentService.GetDiagnosticData:input_type -> grpc.GetDiagnosticDataRequest
+	26, // 60: grpc.AgentService.WriteStdin:input_type -> grpc.WriteStreamRequest
+	28, // 61: grpc.AgentService.ReadStdout:input_type -> grpc.ReadStreamRequest
+	28, // 62: grpc.AgentService.ReadStderr:input_type -> grpc.ReadStreamRequest
+	30, // 63: grpc.AgentService.CloseStdin:input_type -> grpc.CloseStdinRequest
+	31, // 64: grpc.AgentService.TtyWinResize:input_type -> grpc.TtyWinResizeRequest
+	38, // 65: grpc.AgentService.UpdateInterface:input_type -> grpc.UpdateInterfaceRequest
+	39, // 66: grpc.AgentService.UpdateRoutes:input_type -> grpc.UpdateRoutesRequest
+	41, // 67: grpc.AgentService.ListInterfaces:input_type -> grpc.ListInterfacesRequest
+	42, // 68: grpc.AgentService.ListRoutes:input_type -> grpc.ListRoutesRequest
+	44, // 69: grpc.AgentService.AddARPNeighbors:input_type -> grpc.AddARPNeighborsRequest
+	45, // 70: grpc.AgentService.GetIPTables:input_type -> grpc.GetIPTablesRequest
+	47, // 71: grpc.AgentService.SetIPTables:input_type -> grpc.SetIPTablesRequest
+	66, // 72: grpc.AgentService.GetMetrics:input_type -> grpc.GetMetricsRequest
+	73, // 73: grpc.AgentService.MemAgentMemcgSet:input_type -> grpc.MemAgentMemcgConfig
+	74, // 74: grpc.AgentService.MemAgentCompactSet:input_type -> grpc.MemAgentCompactConfig
+	33, // 75: grpc.AgentService.CreateSandbox:input_type -> grpc.CreateSandboxRequest
+	34, // 76: grpc.AgentService.DestroySandbox:input_type -> grpc.DestroySandboxRequest
+	49, // 77: grpc.AgentService.OnlineCPUMem:input_type -> grpc.OnlineCPUMemRequest
+	50, // 78: grpc.AgentService.ReseedRandomDev:input_type -> grpc.ReseedRandomDevRequest
+	52, // 79: grpc.AgentService.GetGuestDetails:input_type -> grpc.GuestDetailsRequest
+	54, // 80: grpc.AgentService.MemHotplugByProbe:input_type -> grpc.MemHotplugByProbeRequest
+	55, // 81: grpc.AgentService.SetGuestDateTime:input_type -> grpc.SetGuestDateTimeRequest
+	61, // 82: grpc.AgentService.CopyFile:input_type -> grpc.CopyFileRequest
+	62, // 83: grpc.AgentService.GetOOMEvent:input_type -> grpc.GetOOMEventRequest
+	64, // 84: grpc.AgentService.AddSwap:input_type -> grpc.AddSwapRequest
+	65, // 85: grpc.AgentService.AddSwapPath:input_type -> grpc.AddSwapPathRequest
+	68, // 86: grpc.AgentService.GetVolumeStats:input_type -> grpc.VolumeStatsRequest
+	69, // 87: grpc.AgentService.ResizeVolume:input_type -> grpc.ResizeVolumeRequest
+	70, // 88: grpc.AgentService.SetPolicy:input_type -> grpc.SetPolicyRequest
+	3,  // 89: grpc.AgentService.CreateContainer:output_type -> grpc.ProcessMade
+	86, // 90: grpc.AgentService.StartContainer:output_type -> google.protobuf.Empty
+	86, // 91: grpc.AgentService.RemoveContainer:output_type -> google.protobuf.Empty
+	3,  // 92: grpc.AgentService.ExecProcess:output_type -> grpc.ProcessMade
+	86, // 93: grpc.AgentService.SignalProcess:output_type -> google.protobuf.Empty
+	7,  // 94: grpc.AgentService.WaitProcess:output_type -> grpc.WaitProcessResponse
+	86, // 95: grpc.AgentService.UpdateContainer:output_type -> google.protobuf.Empty
+	86, // 96: grpc.AgentService.UpdateEphemeralMounts:output_type -> google.protobuf.Empty
+	25, // 97: grpc.AgentService.StatsContainer:output_type -> grpc.StatsContainerResponse
+	86, // 98: grpc.AgentService.PauseContainer:output_type -> google.protobuf.Empty
+	86, // 99: grpc.AgentService.ResumeContainer:output_type -> google.protobuf.Empty
+	86, // 100: grpc.AgentService.RemoveStaleVirtiofsShareMounts:output_type -> google.protobuf.Empty
+	72, // 101: grpc.AgentService.GetDiagnosticData:output_type -> grpc.GetDiagnosticDataResponse
+	27, // 102: grpc.AgentService.WriteStdin:output_type -> grpc.WriteStreamResponse
+	29, // 103: grpc.AgentService.ReadStdout:output_type -> grpc.ReadStreamResponse
+	29, // 104: grpc.AgentService.ReadStderr:output_type -> grpc.ReadStreamResponse
+	86, // 105: grpc.AgentService.CloseStdin:output_type -> google.protobuf.Empty
+	86, // 106: grpc.AgentService.TtyWinResize:output_type -> google.protobuf.Empty
+	82, // 107: grpc.AgentService.UpdateInterface:output_type -> types.Interface
+	37, // 108: grpc.AgentService.UpdateRoutes:output_type -> grpc.Routes
+	36, // 109: grpc.AgentService.ListInterfaces:output_type -> grpc.Interfaces
+	37, // 110: grpc.AgentService.ListRoutes:output_type -> grpc.Routes
+	86, // 111: grpc.AgentService.AddARPNeighbors:output_type -> google.protobuf.Empty
+	46, // 112: grpc.AgentService.GetIPTables:output_type -> grpc.GetIPTablesResponse
+	48, // 113: grpc.AgentService.SetIPTables:output_type -> grpc.SetIPTablesResponse
+	67, // 114: grpc.AgentService.GetMetrics:output_type -> grpc.Metrics
+	86, // 115: grpc.AgentService.MemAgentMemcgSet:output_type -> google.protobuf.Empty
+	86, // 116: grpc.AgentService.MemAgentCompactSet:output_type -> google.protobuf.Empty
+	86, // 117: grpc.AgentService.CreateSandbox:output_type -> google.protobuf.Empty
+	86, // 118: grpc.AgentService.DestroySandbox:output_type -> google.protobuf.Empty
+	86, // 119: grpc.AgentService.OnlineCPUMem:output_type -> google.protobuf.Empty
+	86, // 120: grpc.AgentService.ReseedRandomDev:output_type -> google.protobuf.Empty
+	53, // 121: grpc.AgentService.GetGuestDetails:output_type -> grpc.GuestDetailsResponse
+	86, // 122: grpc.AgentService.MemHotplugByProbe:output_type -> google.protobuf.Empty
+	86, // 123: grpc.AgentService.SetGuestDateTime:output_type -> google.protobuf.Empty
+	86, // 124: grpc.AgentService.CopyFile:output_type -> google.protobuf.Empty
+	63, // 125: grpc.AgentService.GetOOMEvent:output_type -> grpc.OOMEvent
+	86, // 126: grpc.AgentService.AddSwap:output_type -> google.protobuf.Empty
+	86, // 127: grpc.AgentService.AddSwapPath:output_type -> google.protobuf.Empty
+	87, // 128: grpc.AgentService.GetVolumeStats:output_type -> grpc.VolumeStatsResponse
+	86, // 129: grpc.AgentService.ResizeVolume:output_type -> google.protobuf.Empty
+	86, // 130: grpc.AgentService.SetPolicy:output_type -> google.protobuf.Empty
+	89, // [89:131] is the sub-list for method output_type
+	47, // [47:89] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_protocols_agent_proto_init() }
@@ -4848,15 +5021,15 @@ func file_protocols_agent_proto_init() {
 	}
 	file_protocols_oci_proto_init()
 	file_protocols_csi_proto_init()
-	file_protocols_agent_proto_msgTypes[71].OneofWrappers = []any{}
-	file_protocols_agent_proto_msgTypes[72].OneofWrappers = []any{}
+	file_protocols_agent_proto_msgTypes[73].OneofWrappers = []any{}
+	file_protocols_agent_proto_msgTypes[74].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_protocols_agent_proto_rawDesc), len(file_protocols_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   75,
+			NumMessages:   79,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

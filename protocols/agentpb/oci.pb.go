@@ -1244,8 +1244,11 @@ type LinuxResources struct {
 	BlockIO        *LinuxBlockIO          `protobuf:"bytes,5,opt,name=BlockIO,proto3" json:"BlockIO,omitempty"`
 	HugepageLimits []*LinuxHugepageLimit  `protobuf:"bytes,6,rep,name=HugepageLimits,proto3" json:"HugepageLimits,omitempty"`
 	Network        *LinuxNetwork          `protobuf:"bytes,7,opt,name=Network,proto3" json:"Network,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// An addition of ours: files of the container's cgroup, of version 2, and what
+	// is written to them after all others, such as cpu.max.burst. See FeatureUnified.
+	Unified       map[string]string `protobuf:"bytes,100,rep,name=unified,proto3" json:"unified,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LinuxResources) Reset() {
@@ -1323,6 +1326,13 @@ func (x *LinuxResources) GetHugepageLimits() []*LinuxHugepageLimit {
 func (x *LinuxResources) GetNetwork() *LinuxNetwork {
 	if x != nil {
 		return x.Network
+	}
+	return nil
+}
+
+func (x *LinuxResources) GetUnified() map[string]string {
+	if x != nil {
+		return x.Unified
 	}
 	return nil
 }
@@ -2375,7 +2385,7 @@ const file_protocols_oci_proto_rawDesc = "" +
 	"\x05Minor\x18\x04 \x01(\x03R\x05Minor\x12\x1a\n" +
 	"\bFileMode\x18\x05 \x01(\rR\bFileMode\x12\x10\n" +
 	"\x03UID\x18\x06 \x01(\rR\x03UID\x12\x10\n" +
-	"\x03GID\x18\a \x01(\rR\x03GID\"\xd3\x02\n" +
+	"\x03GID\x18\a \x01(\rR\x03GID\"\xcc\x03\n" +
 	"\x0eLinuxResources\x121\n" +
 	"\aDevices\x18\x01 \x03(\v2\x17.grpc.LinuxDeviceCgroupR\aDevices\x12)\n" +
 	"\x06Memory\x18\x02 \x01(\v2\x11.grpc.LinuxMemoryR\x06Memory\x12 \n" +
@@ -2383,7 +2393,11 @@ const file_protocols_oci_proto_rawDesc = "" +
 	"\x04Pids\x18\x04 \x01(\v2\x0f.grpc.LinuxPidsR\x04Pids\x12,\n" +
 	"\aBlockIO\x18\x05 \x01(\v2\x12.grpc.LinuxBlockIOR\aBlockIO\x12@\n" +
 	"\x0eHugepageLimits\x18\x06 \x03(\v2\x18.grpc.LinuxHugepageLimitR\x0eHugepageLimits\x12,\n" +
-	"\aNetwork\x18\a \x01(\v2\x12.grpc.LinuxNetworkR\aNetwork\"\xdb\x01\n" +
+	"\aNetwork\x18\a \x01(\v2\x12.grpc.LinuxNetworkR\aNetwork\x12;\n" +
+	"\aunified\x18d \x03(\v2!.grpc.LinuxResources.UnifiedEntryR\aunified\x1a:\n" +
+	"\fUnifiedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdb\x01\n" +
 	"\vLinuxMemory\x12\x14\n" +
 	"\x05Limit\x18\x01 \x01(\x03R\x05Limit\x12 \n" +
 	"\vReservation\x18\x02 \x01(\x03R\vReservation\x12\x12\n" +
@@ -2472,7 +2486,7 @@ func file_protocols_oci_proto_rawDescGZIP() []byte {
 	return file_protocols_oci_proto_rawDescData
 }
 
-var file_protocols_oci_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_protocols_oci_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_protocols_oci_proto_goTypes = []any{
 	(*Spec)(nil),                   // 0: grpc.Spec
 	(*Process)(nil),                // 1: grpc.Process
@@ -2507,6 +2521,7 @@ var file_protocols_oci_proto_goTypes = []any{
 	(*LinuxIntelRdt)(nil),          // 30: grpc.LinuxIntelRdt
 	nil,                            // 31: grpc.Spec.AnnotationsEntry
 	nil,                            // 32: grpc.Linux.SysctlEntry
+	nil,                            // 33: grpc.LinuxResources.UnifiedEntry
 }
 var file_protocols_oci_proto_depIdxs = []int32{
 	1,  // 0: grpc.Spec.Process:type_name -> grpc.Process
@@ -2542,19 +2557,20 @@ var file_protocols_oci_proto_depIdxs = []int32{
 	21, // 30: grpc.LinuxResources.BlockIO:type_name -> grpc.LinuxBlockIO
 	25, // 31: grpc.LinuxResources.HugepageLimits:type_name -> grpc.LinuxHugepageLimit
 	24, // 32: grpc.LinuxResources.Network:type_name -> grpc.LinuxNetwork
-	19, // 33: grpc.LinuxBlockIO.WeightDevice:type_name -> grpc.LinuxWeightDevice
-	20, // 34: grpc.LinuxBlockIO.ThrottleReadBpsDevice:type_name -> grpc.LinuxThrottleDevice
-	20, // 35: grpc.LinuxBlockIO.ThrottleWriteBpsDevice:type_name -> grpc.LinuxThrottleDevice
-	20, // 36: grpc.LinuxBlockIO.ThrottleReadIOPSDevice:type_name -> grpc.LinuxThrottleDevice
-	20, // 37: grpc.LinuxBlockIO.ThrottleWriteIOPSDevice:type_name -> grpc.LinuxThrottleDevice
-	26, // 38: grpc.LinuxNetwork.Priorities:type_name -> grpc.LinuxInterfacePriority
-	29, // 39: grpc.LinuxSeccomp.Syscalls:type_name -> grpc.LinuxSyscall
-	28, // 40: grpc.LinuxSyscall.Args:type_name -> grpc.LinuxSeccompArg
-	41, // [41:41] is the sub-list for method output_type
-	41, // [41:41] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	33, // 33: grpc.LinuxResources.unified:type_name -> grpc.LinuxResources.UnifiedEntry
+	19, // 34: grpc.LinuxBlockIO.WeightDevice:type_name -> grpc.LinuxWeightDevice
+	20, // 35: grpc.LinuxBlockIO.ThrottleReadBpsDevice:type_name -> grpc.LinuxThrottleDevice
+	20, // 36: grpc.LinuxBlockIO.ThrottleWriteBpsDevice:type_name -> grpc.LinuxThrottleDevice
+	20, // 37: grpc.LinuxBlockIO.ThrottleReadIOPSDevice:type_name -> grpc.LinuxThrottleDevice
+	20, // 38: grpc.LinuxBlockIO.ThrottleWriteIOPSDevice:type_name -> grpc.LinuxThrottleDevice
+	26, // 39: grpc.LinuxNetwork.Priorities:type_name -> grpc.LinuxInterfacePriority
+	29, // 40: grpc.LinuxSeccomp.Syscalls:type_name -> grpc.LinuxSyscall
+	28, // 41: grpc.LinuxSyscall.Args:type_name -> grpc.LinuxSeccompArg
+	42, // [42:42] is the sub-list for method output_type
+	42, // [42:42] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_protocols_oci_proto_init() }
@@ -2568,7 +2584,7 @@ func file_protocols_oci_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_protocols_oci_proto_rawDesc), len(file_protocols_oci_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

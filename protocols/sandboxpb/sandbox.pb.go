@@ -477,6 +477,8 @@ func (*StopSandboxResponse) Descriptor() ([]byte, []int) {
 type UpdateSandboxRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Sandbox       *Sandbox               `protobuf:"bytes,4,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	Fields        []string               `protobuf:"bytes,5,rep,name=fields,proto3" json:"fields,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -518,6 +520,72 @@ func (x *UpdateSandboxRequest) GetSandboxId() string {
 	return ""
 }
 
+func (x *UpdateSandboxRequest) GetSandbox() *Sandbox {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+func (x *UpdateSandboxRequest) GetFields() []string {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
+type Sandbox struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Extensions    map[string]*anypb.Any  `protobuf:"bytes,7,rep,name=extensions,proto3" json:"extensions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sandbox) Reset() {
+	*x = Sandbox{}
+	mi := &file_protocols_sandbox_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sandbox) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sandbox) ProtoMessage() {}
+
+func (x *Sandbox) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_sandbox_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
+func (*Sandbox) Descriptor() ([]byte, []int) {
+	return file_protocols_sandbox_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Sandbox) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *Sandbox) GetExtensions() map[string]*anypb.Any {
+	if x != nil {
+		return x.Extensions
+	}
+	return nil
+}
+
 type UpdateSandboxResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -526,7 +594,7 @@ type UpdateSandboxResponse struct {
 
 func (x *UpdateSandboxResponse) Reset() {
 	*x = UpdateSandboxResponse{}
-	mi := &file_protocols_sandbox_proto_msgTypes[10]
+	mi := &file_protocols_sandbox_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -538,7 +606,7 @@ func (x *UpdateSandboxResponse) String() string {
 func (*UpdateSandboxResponse) ProtoMessage() {}
 
 func (x *UpdateSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_sandbox_proto_msgTypes[10]
+	mi := &file_protocols_sandbox_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -551,7 +619,7 @@ func (x *UpdateSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSandboxResponse.ProtoReflect.Descriptor instead.
 func (*UpdateSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_sandbox_proto_rawDescGZIP(), []int{10}
+	return file_protocols_sandbox_proto_rawDescGZIP(), []int{11}
 }
 
 type WaitSandboxRequest struct {
@@ -563,7 +631,7 @@ type WaitSandboxRequest struct {
 
 func (x *WaitSandboxRequest) Reset() {
 	*x = WaitSandboxRequest{}
-	mi := &file_protocols_sandbox_proto_msgTypes[11]
+	mi := &file_protocols_sandbox_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -575,7 +643,7 @@ func (x *WaitSandboxRequest) String() string {
 func (*WaitSandboxRequest) ProtoMessage() {}
 
 func (x *WaitSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_sandbox_proto_msgTypes[11]
+	mi := &file_protocols_sandbox_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -588,7 +656,7 @@ func (x *WaitSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitSandboxRequest.ProtoReflect.Descriptor instead.
 func (*WaitSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_sandbox_proto_rawDescGZIP(), []int{11}
+	return file_protocols_sandbox_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WaitSandboxRequest) GetSandboxId() string {
@@ -608,7 +676,7 @@ type WaitSandboxResponse struct {
 
 func (x *WaitSandboxResponse) Reset() {
 	*x = WaitSandboxResponse{}
-	mi := &file_protocols_sandbox_proto_msgTypes[12]
+	mi := &file_protocols_sandbox_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -620,7 +688,7 @@ func (x *WaitSandboxResponse) String() string {
 func (*WaitSandboxResponse) ProtoMessage() {}
 
 func (x *WaitSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_sandbox_proto_msgTypes[12]
+	mi := &file_protocols_sandbox_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -633,7 +701,7 @@ func (x *WaitSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitSandboxResponse.ProtoReflect.Descriptor instead.
 func (*WaitSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_sandbox_proto_rawDescGZIP(), []int{12}
+	return file_protocols_sandbox_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WaitSandboxResponse) GetExitStatus() uint32 {
@@ -660,7 +728,7 @@ type SandboxStatusRequest struct {
 
 func (x *SandboxStatusRequest) Reset() {
 	*x = SandboxStatusRequest{}
-	mi := &file_protocols_sandbox_proto_msgTypes[13]
+	mi := &file_protocols_sandbox_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -672,7 +740,7 @@ func (x *SandboxStatusRequest) String() string {
 func (*SandboxStatusRequest) ProtoMessage() {}
 
 func (x *SandboxStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_sandbox_proto_msgTypes[13]
+	mi := &file_protocols_sandbox_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +753,7 @@ func (x *SandboxStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxStatusRequest.ProtoReflect.Descriptor instead.
 func (*SandboxStatusRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_sandbox_proto_rawDescGZIP(), []int{13}
+	return file_protocols_sandbox_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SandboxStatusRequest) GetSandboxId() string {
@@ -716,7 +784,7 @@ type SandboxStatusResponse struct {
 
 func (x *SandboxStatusResponse) Reset() {
 	*x = SandboxStatusResponse{}
-	mi := &file_protocols_sandbox_proto_msgTypes[14]
+	mi := &file_protocols_sandbox_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +796,7 @@ func (x *SandboxStatusResponse) String() string {
 func (*SandboxStatusResponse) ProtoMessage() {}
 
 func (x *SandboxStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_sandbox_proto_msgTypes[14]
+	mi := &file_protocols_sandbox_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +809,7 @@ func (x *SandboxStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxStatusResponse.ProtoReflect.Descriptor instead.
 func (*SandboxStatusResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_sandbox_proto_rawDescGZIP(), []int{14}
+	return file_protocols_sandbox_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SandboxStatusResponse) GetSandboxId() string {
@@ -795,7 +863,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_protocols_sandbox_proto_msgTypes[15]
+	mi := &file_protocols_sandbox_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +875,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_sandbox_proto_msgTypes[15]
+	mi := &file_protocols_sandbox_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +888,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_sandbox_proto_rawDescGZIP(), []int{15}
+	return file_protocols_sandbox_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PingRequest) GetSandboxId() string {
@@ -838,7 +906,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_protocols_sandbox_proto_msgTypes[16]
+	mi := &file_protocols_sandbox_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -850,7 +918,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_sandbox_proto_msgTypes[16]
+	mi := &file_protocols_sandbox_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -863,7 +931,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_sandbox_proto_rawDescGZIP(), []int{16}
+	return file_protocols_sandbox_proto_rawDescGZIP(), []int{17}
 }
 
 type ShutdownSandboxRequest struct {
@@ -875,7 +943,7 @@ type ShutdownSandboxRequest struct {
 
 func (x *ShutdownSandboxRequest) Reset() {
 	*x = ShutdownSandboxRequest{}
-	mi := &file_protocols_sandbox_proto_msgTypes[17]
+	mi := &file_protocols_sandbox_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +955,7 @@ func (x *ShutdownSandboxRequest) String() string {
 func (*ShutdownSandboxRequest) ProtoMessage() {}
 
 func (x *ShutdownSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_sandbox_proto_msgTypes[17]
+	mi := &file_protocols_sandbox_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +968,7 @@ func (x *ShutdownSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownSandboxRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_sandbox_proto_rawDescGZIP(), []int{17}
+	return file_protocols_sandbox_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ShutdownSandboxRequest) GetSandboxId() string {
@@ -918,7 +986,7 @@ type ShutdownSandboxResponse struct {
 
 func (x *ShutdownSandboxResponse) Reset() {
 	*x = ShutdownSandboxResponse{}
-	mi := &file_protocols_sandbox_proto_msgTypes[18]
+	mi := &file_protocols_sandbox_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -930,7 +998,7 @@ func (x *ShutdownSandboxResponse) String() string {
 func (*ShutdownSandboxResponse) ProtoMessage() {}
 
 func (x *ShutdownSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_sandbox_proto_msgTypes[18]
+	mi := &file_protocols_sandbox_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -943,7 +1011,7 @@ func (x *ShutdownSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownSandboxResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_sandbox_proto_rawDescGZIP(), []int{18}
+	return file_protocols_sandbox_proto_rawDescGZIP(), []int{19}
 }
 
 type SandboxMetricsRequest struct {
@@ -955,7 +1023,7 @@ type SandboxMetricsRequest struct {
 
 func (x *SandboxMetricsRequest) Reset() {
 	*x = SandboxMetricsRequest{}
-	mi := &file_protocols_sandbox_proto_msgTypes[19]
+	mi := &file_protocols_sandbox_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -967,7 +1035,7 @@ func (x *SandboxMetricsRequest) String() string {
 func (*SandboxMetricsRequest) ProtoMessage() {}
 
 func (x *SandboxMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_sandbox_proto_msgTypes[19]
+	mi := &file_protocols_sandbox_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -980,7 +1048,7 @@ func (x *SandboxMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxMetricsRequest.ProtoReflect.Descriptor instead.
 func (*SandboxMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_sandbox_proto_rawDescGZIP(), []int{19}
+	return file_protocols_sandbox_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SandboxMetricsRequest) GetSandboxId() string {
@@ -1001,7 +1069,7 @@ type Metric struct {
 
 func (x *Metric) Reset() {
 	*x = Metric{}
-	mi := &file_protocols_sandbox_proto_msgTypes[20]
+	mi := &file_protocols_sandbox_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1081,7 @@ func (x *Metric) String() string {
 func (*Metric) ProtoMessage() {}
 
 func (x *Metric) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_sandbox_proto_msgTypes[20]
+	mi := &file_protocols_sandbox_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1094,7 @@ func (x *Metric) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metric.ProtoReflect.Descriptor instead.
 func (*Metric) Descriptor() ([]byte, []int) {
-	return file_protocols_sandbox_proto_rawDescGZIP(), []int{20}
+	return file_protocols_sandbox_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Metric) GetTimestamp() *timestamppb.Timestamp {
@@ -1059,7 +1127,7 @@ type SandboxMetricsResponse struct {
 
 func (x *SandboxMetricsResponse) Reset() {
 	*x = SandboxMetricsResponse{}
-	mi := &file_protocols_sandbox_proto_msgTypes[21]
+	mi := &file_protocols_sandbox_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1071,7 +1139,7 @@ func (x *SandboxMetricsResponse) String() string {
 func (*SandboxMetricsResponse) ProtoMessage() {}
 
 func (x *SandboxMetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_sandbox_proto_msgTypes[21]
+	mi := &file_protocols_sandbox_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1084,7 +1152,7 @@ func (x *SandboxMetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxMetricsResponse.ProtoReflect.Descriptor instead.
 func (*SandboxMetricsResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_sandbox_proto_rawDescGZIP(), []int{21}
+	return file_protocols_sandbox_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SandboxMetricsResponse) GetMetrics() *Metric {
@@ -1132,10 +1200,21 @@ const file_protocols_sandbox_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12!\n" +
 	"\ftimeout_secs\x18\x02 \x01(\rR\vtimeoutSecs\"\x15\n" +
-	"\x13StopSandboxResponse\"5\n" +
+	"\x13StopSandboxResponse\"~\n" +
 	"\x14UpdateSandboxRequest\x12\x1d\n" +
 	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x17\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12/\n" +
+	"\asandbox\x18\x04 \x01(\v2\x15.kata.sandbox.SandboxR\asandbox\x12\x16\n" +
+	"\x06fields\x18\x05 \x03(\tR\x06fields\"\xc4\x01\n" +
+	"\aSandbox\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12E\n" +
+	"\n" +
+	"extensions\x18\a \x03(\v2%.kata.sandbox.Sandbox.ExtensionsEntryR\n" +
+	"extensions\x1aS\n" +
+	"\x0fExtensionsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12*\n" +
+	"\x05value\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x05value:\x028\x01\"\x17\n" +
 	"\x15UpdateSandboxResponse\"3\n" +
 	"\x12WaitSandboxRequest\x12\x1d\n" +
 	"\n" +
@@ -1190,7 +1269,7 @@ func file_protocols_sandbox_proto_rawDescGZIP() []byte {
 	return file_protocols_sandbox_proto_rawDescData
 }
 
-var file_protocols_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_protocols_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_protocols_sandbox_proto_goTypes = []any{
 	(*CreateSandboxRequest)(nil),    // 0: kata.sandbox.CreateSandboxRequest
 	(*CreateSandboxResponse)(nil),   // 1: kata.sandbox.CreateSandboxResponse
@@ -1202,40 +1281,45 @@ var file_protocols_sandbox_proto_goTypes = []any{
 	(*StopSandboxRequest)(nil),      // 7: kata.sandbox.StopSandboxRequest
 	(*StopSandboxResponse)(nil),     // 8: kata.sandbox.StopSandboxResponse
 	(*UpdateSandboxRequest)(nil),    // 9: kata.sandbox.UpdateSandboxRequest
-	(*UpdateSandboxResponse)(nil),   // 10: kata.sandbox.UpdateSandboxResponse
-	(*WaitSandboxRequest)(nil),      // 11: kata.sandbox.WaitSandboxRequest
-	(*WaitSandboxResponse)(nil),     // 12: kata.sandbox.WaitSandboxResponse
-	(*SandboxStatusRequest)(nil),    // 13: kata.sandbox.SandboxStatusRequest
-	(*SandboxStatusResponse)(nil),   // 14: kata.sandbox.SandboxStatusResponse
-	(*PingRequest)(nil),             // 15: kata.sandbox.PingRequest
-	(*PingResponse)(nil),            // 16: kata.sandbox.PingResponse
-	(*ShutdownSandboxRequest)(nil),  // 17: kata.sandbox.ShutdownSandboxRequest
-	(*ShutdownSandboxResponse)(nil), // 18: kata.sandbox.ShutdownSandboxResponse
-	(*SandboxMetricsRequest)(nil),   // 19: kata.sandbox.SandboxMetricsRequest
-	(*Metric)(nil),                  // 20: kata.sandbox.Metric
-	(*SandboxMetricsResponse)(nil),  // 21: kata.sandbox.SandboxMetricsResponse
-	nil,                             // 22: kata.sandbox.CreateSandboxRequest.AnnotationsEntry
-	nil,                             // 23: kata.sandbox.SandboxStatusResponse.InfoEntry
-	(*anypb.Any)(nil),               // 24: google.protobuf.Any
-	(*timestamppb.Timestamp)(nil),   // 25: google.protobuf.Timestamp
+	(*Sandbox)(nil),                 // 10: kata.sandbox.Sandbox
+	(*UpdateSandboxResponse)(nil),   // 11: kata.sandbox.UpdateSandboxResponse
+	(*WaitSandboxRequest)(nil),      // 12: kata.sandbox.WaitSandboxRequest
+	(*WaitSandboxResponse)(nil),     // 13: kata.sandbox.WaitSandboxResponse
+	(*SandboxStatusRequest)(nil),    // 14: kata.sandbox.SandboxStatusRequest
+	(*SandboxStatusResponse)(nil),   // 15: kata.sandbox.SandboxStatusResponse
+	(*PingRequest)(nil),             // 16: kata.sandbox.PingRequest
+	(*PingResponse)(nil),            // 17: kata.sandbox.PingResponse
+	(*ShutdownSandboxRequest)(nil),  // 18: kata.sandbox.ShutdownSandboxRequest
+	(*ShutdownSandboxResponse)(nil), // 19: kata.sandbox.ShutdownSandboxResponse
+	(*SandboxMetricsRequest)(nil),   // 20: kata.sandbox.SandboxMetricsRequest
+	(*Metric)(nil),                  // 21: kata.sandbox.Metric
+	(*SandboxMetricsResponse)(nil),  // 22: kata.sandbox.SandboxMetricsResponse
+	nil,                             // 23: kata.sandbox.CreateSandboxRequest.AnnotationsEntry
+	nil,                             // 24: kata.sandbox.Sandbox.ExtensionsEntry
+	nil,                             // 25: kata.sandbox.SandboxStatusResponse.InfoEntry
+	(*anypb.Any)(nil),               // 26: google.protobuf.Any
+	(*timestamppb.Timestamp)(nil),   // 27: google.protobuf.Timestamp
 }
 var file_protocols_sandbox_proto_depIdxs = []int32{
-	24, // 0: kata.sandbox.CreateSandboxRequest.options:type_name -> google.protobuf.Any
-	22, // 1: kata.sandbox.CreateSandboxRequest.annotations:type_name -> kata.sandbox.CreateSandboxRequest.AnnotationsEntry
-	25, // 2: kata.sandbox.StartSandboxResponse.created_at:type_name -> google.protobuf.Timestamp
+	26, // 0: kata.sandbox.CreateSandboxRequest.options:type_name -> google.protobuf.Any
+	23, // 1: kata.sandbox.CreateSandboxRequest.annotations:type_name -> kata.sandbox.CreateSandboxRequest.AnnotationsEntry
+	27, // 2: kata.sandbox.StartSandboxResponse.created_at:type_name -> google.protobuf.Timestamp
 	5,  // 3: kata.sandbox.PlatformResponse.platform:type_name -> kata.sandbox.Platform
-	25, // 4: kata.sandbox.WaitSandboxResponse.exited_at:type_name -> google.protobuf.Timestamp
-	23, // 5: kata.sandbox.SandboxStatusResponse.info:type_name -> kata.sandbox.SandboxStatusResponse.InfoEntry
-	25, // 6: kata.sandbox.SandboxStatusResponse.created_at:type_name -> google.protobuf.Timestamp
-	25, // 7: kata.sandbox.SandboxStatusResponse.exited_at:type_name -> google.protobuf.Timestamp
-	25, // 8: kata.sandbox.Metric.timestamp:type_name -> google.protobuf.Timestamp
-	24, // 9: kata.sandbox.Metric.data:type_name -> google.protobuf.Any
-	20, // 10: kata.sandbox.SandboxMetricsResponse.metrics:type_name -> kata.sandbox.Metric
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	10, // 4: kata.sandbox.UpdateSandboxRequest.sandbox:type_name -> kata.sandbox.Sandbox
+	24, // 5: kata.sandbox.Sandbox.extensions:type_name -> kata.sandbox.Sandbox.ExtensionsEntry
+	27, // 6: kata.sandbox.WaitSandboxResponse.exited_at:type_name -> google.protobuf.Timestamp
+	25, // 7: kata.sandbox.SandboxStatusResponse.info:type_name -> kata.sandbox.SandboxStatusResponse.InfoEntry
+	27, // 8: kata.sandbox.SandboxStatusResponse.created_at:type_name -> google.protobuf.Timestamp
+	27, // 9: kata.sandbox.SandboxStatusResponse.exited_at:type_name -> google.protobuf.Timestamp
+	27, // 10: kata.sandbox.Metric.timestamp:type_name -> google.protobuf.Timestamp
+	26, // 11: kata.sandbox.Metric.data:type_name -> google.protobuf.Any
+	21, // 12: kata.sandbox.SandboxMetricsResponse.metrics:type_name -> kata.sandbox.Metric
+	26, // 13: kata.sandbox.Sandbox.ExtensionsEntry.value:type_name -> google.protobuf.Any
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_protocols_sandbox_proto_init() }
@@ -1249,7 +1333,7 @@ func file_protocols_sandbox_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_protocols_sandbox_proto_rawDesc), len(file_protocols_sandbox_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

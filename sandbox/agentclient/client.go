@@ -52,6 +52,7 @@ type Client struct {
 	vm      hypervisor.VM
 	rpc     *ttrpc.Client
 	streams bool
+	unified bool
 }
 
 // Connect waits until the guest's agent serves and connects to it. It is
@@ -61,7 +62,7 @@ func Connect(ctx context.Context, vm hypervisor.VM) (*Client, error) {
 	if err != nil {
 		return nil, gone(vm, err)
 	}
-	c := &Client{vm: vm, streams: dialled}
+	c := &Client{vm: vm, streams: dialled, unified: dialled}
 	c.rpc = ttrpc.NewClient(conn)
 	c.AgentServiceService = agentpb.NewAgentServiceClient(c.rpc)
 	c.Files = agentpb.NewFilesClient(c.rpc)
@@ -81,7 +82,9 @@ func (c *Client) askFeatures(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("guest details: %w", err)
 	}
-	c.streams = slices.Contains(resp.GetAgentDetails().GetExtraFeatures(), protocols.FeatureStdioStreams)
+	features := resp.GetAgentDetails().GetExtraFeatures()
+	c.streams = slices.Contains(features, protocols.FeatureStdioStreams)
+	c.unified = slices.Contains(features, protocols.FeatureUnified)
 	return nil
 }
 
@@ -167,6 +170,9 @@ func (c *Client) Wait(ctx context.Context) {
 // Streams tells whether the agent pairs stdio connections with processes;
 // without, stdio is polled.
 func (c *Client) Streams() bool { return c.streams }
+
+// Unified tells whether the agent holds LinuxResources.unified.
+func (c *Client) Unified() bool { return c.unified }
 
 // Err makes a call's error meaningful: a status of the agent becomes its errdefs
 // kind, a lost connection the reason of the machine's end when there is one.
