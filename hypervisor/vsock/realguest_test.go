@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -46,7 +47,7 @@ func TestRealGuest(t *testing.T) {
 	earlyTool := dialHybrid(t, path, guestsvc.EchoPort)
 
 	start := time.Now()
-	vm := startGuest(t, u.QEMUFile())
+	vm := startGuest(t, u.QEMUFile(), 1)
 	// A driver that is built into the kernel is up before anybody in the guest listens: it may refuse.
 	if err := <-early; err != nil && !(builtIn && errors.Is(err, syscall.ECONNREFUSED)) {
 		t.Fatalf("dial before the driver was up: %v; console:\n%s", err, vm.console())
@@ -56,11 +57,7 @@ func TestRealGuest(t *testing.T) {
 	if _, err := fmt.Fscanf(earlyTool, "OK %d\n", &port); err != nil && (!builtIn || errors.Is(err, os.ErrDeadlineExceeded)) {
 		t.Fatalf("CONNECT before the driver was up: %v", err)
 	}
-	limit := time.AfterFunc(60*time.Second, func() { _ = ready.Close() })
-	defer limit.Stop()
-	if _, err := ready.Accept(); err != nil {
-		t.Fatalf("the guest does not say that it is ready: %v; console:\n%s", err, vm.console())
-	}
+	vm.awaitReady(t, ready)
 	t.Logf("guest ready %v after QEMU's start", time.Since(start).Round(time.Millisecond))
 
 	vsocktest.Run(t, vsocktest.Config{Device: u, Bulk: 8 << 20, Streams: 1000, Timeout: 60 * time.Second})
@@ -78,6 +75,33 @@ func TestRealGuest(t *testing.T) {
 	}
 	if err := u.Err(); err != nil {
 		t.Errorf("device: %v", err)
+	}
+}
+
+// TestMovedInterrupts runs a guest of two CPUs that moves its interrupts between
+// them while streams are used.
+func TestMovedInterrupts(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a machine")
+	}
+	u, err := vsock.NewUser(vsock.UserConfig{Logger: logger(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	ready, err := u.Listen(readyPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vm := startGuest(t, u.QEMUFile(), 2, guestsvc.MoveParam)
+	vm.awaitReady(t, ready)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	if times, err := measure.RoundTrips(ctx, u, 600); err != nil {
+		t.Errorf("after %d round trips: %v; console:\n%s", len(times), err, vm.console())
+	}
+	if !strings.Contains(vm.console(), "guestinit: moves ") {
+		t.Errorf("no interrupts were moved; console:\n%s", vm.console())
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
@@ -73,8 +74,37 @@ func run() error {
 			return err
 		}
 	}
+	if slices.Contains(strings.Fields(string(line)), guestsvc.MoveParam) {
+		if err := moveInterrupts(); err != nil {
+			return err
+		}
+	}
 	fmt.Println("guestinit: ready")
 	return guestsvc.Ready(network, string(line))
+}
+
+// moveInterrupts binds all that can be moved to the one CPU and to the other, for ever.
+func moveInterrupts() error {
+	masks, err := filepath.Glob("/proc/irq/*/smp_affinity")
+	if err != nil || len(masks) == 0 {
+		return fmt.Errorf("no interrupts below /proc/irq: %w", err)
+	}
+	// The kernel moves an interrupt when it comes the next time.
+	masks = slices.DeleteFunc(masks, func(path string) bool { return os.WriteFile(path, []byte("1"), 0) != nil })
+	fmt.Println("guestinit: moves", len(masks), "interrupts")
+	go func() {
+		for cpus := "2"; ; {
+			for _, path := range masks {
+				if err := os.WriteFile(path, []byte(cpus), 0); err != nil {
+					fmt.Println("guestinit:", err)
+					return
+				}
+			}
+			time.Sleep(100 * time.Microsecond) // a streak on one CPU
+			cpus = map[string]string{"1": "2", "2": "1"}[cpus]
+		}
+	}()
+	return nil
 }
 
 func load(path string) error {

@@ -47,6 +47,8 @@ const (
 	StuckParam = "guestsvc.stuck"
 	// SerialParam makes the guest use a virtio-serial port (package channel) in place of vsock.
 	SerialParam = "guestsvc.serial"
+	// MoveParam makes the guest move its interrupts between its first two CPUs all the time.
+	MoveParam = "guestsvc.move_interrupts"
 )
 
 // Net is the guest's network: its listeners and dials are to vsock ports. Every
