@@ -3,10 +3,14 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/sandbox/cgroup"
@@ -57,4 +61,68 @@ func (m *machine) outOfMemory(err error) error {
 		return fmt.Errorf("%w: %w", oom, err)
 	}
 	return err
+}
+
+// limitHost has the pod's cgroup follow the containers' limits, or those of the pod
+// where it has any as a whole; with grow only upwards. The turn is the caller's.
+func (m *machine) limitHost(ctx context.Context, grow bool) error {
+	if m.cgroup == nil {
+		return nil
+	}
+	r, beside := m.sizer.onHost()
+	return m.cgroup.Update(ctx, r, beside, grow)
+}
+
+// onHost are the limits for the pod's cgroup, and those of the machine beside its
+// containers. One container without a limit leaves the pod without it.
+func (z *sizer) onHost() (all, beside *specs.LinuxResources) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if z.pod != nil {
+		return z.pod, z.beside
+	}
+	var quota, memory int64
+	var cpus []string
+	noQuota, noMemory, noCPUs := false, false, false
+	for _, r := range z.limits {
+		d, err := demandOf(r, z.host)
+		if err != nil { // they were checked before they were noted
+			continue
+		}
+		if d.milliCPUs > 0 {
+			quota += *r.CPU.Quota * defaultPeriod / int64(cmp.Or(value(r.CPU.Period), defaultPeriod))
+		}
+		memory += int64(d.memory)
+		noQuota, noMemory, noCPUs = noQuota || d.milliCPUs == 0, noMemory || d.memory == 0, noCPUs || len(d.cpus) == 0
+		if len(d.cpus) > 0 {
+			cpus = append(cpus, r.CPU.Cpus)
+		}
+	}
+	all = &specs.LinuxResources{CPU: &specs.LinuxCPU{}, Memory: &specs.LinuxMemory{}}
+	if !noQuota {
+		all.CPU.Quota = &quota
+	}
+	if !noMemory {
+		all.Memory.Limit = &memory
+	}
+	if !noCPUs {
+		slices.Sort(cpus) // so that the same ones are no change
+		all.CPU.Cpus = strings.Join(slices.Compact(cpus), ",")
+	}
+	return all, z.beside
+}
+
+// Resize gives the pod as a whole other limits, and other ones for what its machine
+// may use beside the containers (the CRI's UpdatePodSandboxResources); nil for none.
+// From then on the machine is as large as these say, also when the sum of the
+// containers' is less.
+func (s *Sandbox) Resize(ctx context.Context, r, overhead *specs.LinuxResources) error {
+	m, err := s.running()
+	if err != nil {
+		return err
+	}
+	if r, err = plainLimits(r); err != nil {
+		return err
+	}
+	return m.restate(ctx, r, overhead)
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/protocols"
 	"github.com/kata-v2/kata/protocols/agentpb"
@@ -54,6 +56,13 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 		return m, err
 	}
 	m.sizer = newSizer(host, boundsOf(s.o.Config, host), stated)
+	m.sizer.beside = pod.Overhead
+	if s.prepared() != nil || pod.Annotations[containerTypeKey] == "sandbox" {
+		m.sizer.pod = &specs.LinuxResources{} // none, not the sum of its containers'
+		if pod.Resources != nil {
+			m.sizer.pod = pod.Resources
+		}
+	}
 	vc := planVM(s.o.Config, s.o.ID, s.o.Key, pod.NetNSPath, m.sizer)
 	vc.Dir = s.o.Ledger.Dir()
 	vc.Started = func(name string, pid int) error { return s.recordProcess(m, name, pid) }

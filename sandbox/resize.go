@@ -37,6 +37,9 @@ type sizer struct {
 	mu      sync.Mutex
 	stated  demand                           // guarded by mu; of the pod, until a container's limits are changed
 	limits  map[string]*specs.LinuxResources // guarded by mu; of each container
+	told    bool                             // guarded by mu; stated is from an update of the pod, and stays
+	pod     *specs.LinuxResources            // guarded by mu; limits of the pod as a whole, nil when its containers' count
+	beside  *specs.LinuxResources            // guarded by mu; what the machine may use beside them on the host
 	cpusets map[string]string                // guarded by mu; what each container's CPUs are in the guest
 	pinned  bool                             // guarded by turn; vCPUs are bound to CPUs
 }
@@ -70,8 +73,8 @@ func (z *sizer) get(id string) *specs.LinuxResources {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	r := z.limits[id]
-	if r != nil {
-		z.stated = demand{}
+	if r != nil && !z.told {
+		z.stated, z.pod = demand{}, nil
 	}
 	return r
 }
@@ -136,17 +139,52 @@ func (m *machine) grow(ctx context.Context, id string, limits func(was *specs.Li
 		return was, err
 	}
 	z.set(id, r)
+	if err := m.enlarge(ctx); err != nil {
+		z.set(id, was)
+		return was, err
+	}
+	return was, nil
+}
+
+// enlarge gives the machine what it lacks of what its containers need, and its
+// cgroup on the host before. The turn is the caller's.
+func (m *machine) enlarge(ctx context.Context) error {
+	z := m.sizer
 	want, err := z.want()
+	if err == nil {
+		err = m.limitHost(ctx, true)
+	}
 	if err == nil {
 		err = m.resize(ctx, size{max(want.cpus, z.now.cpus), max(want.memory, z.now.memory)})
 	}
 	if err == nil {
 		err = m.pin(ctx)
 	}
+	return err
+}
+
+// restate gives the pod as a whole other limits, and the machine the size for them.
+func (m *machine) restate(ctx context.Context, r, overhead *specs.LinuxResources) error {
+	z := m.sizer
+	stated, err := demandOf(r, z.host)
 	if err != nil {
-		z.set(id, was)
+		return err
 	}
-	return was, err
+	if err := z.begin(ctx); err != nil {
+		return err
+	}
+	z.mu.Lock()
+	was, pod, beside, told := z.stated, z.pod, z.beside, z.told
+	z.stated, z.pod, z.beside, z.told = stated, r, overhead, true
+	z.mu.Unlock()
+	if err = m.enlarge(ctx); err != nil {
+		z.mu.Lock()
+		z.stated, z.pod, z.beside, z.told = was, pod, beside, told
+		z.mu.Unlock()
+	}
+	z.finish()
+	m.shrink(ctx)
+	return err
 }
 
 // shrink takes away what the containers do not need any more, after they have
@@ -161,8 +199,8 @@ func (m *machine) shrink(ctx context.Context) {
 	if err == nil {
 		err = m.resize(ctx, want)
 	}
-	if err == nil {
-		err = m.pin(ctx)
+	if err == nil { // other CPUs of the cgroup undo what its threads were bound to
+		err = errors.Join(m.limitHost(ctx, false), m.pin(ctx))
 	}
 	if err != nil && !m.ending() {
 		m.log.Warn("the machine stays larger than its containers need", "error", err)

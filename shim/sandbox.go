@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 
 	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/internal/config"
+	"github.com/kata-v2/kata/protocols/cripb"
 	"github.com/kata-v2/kata/protocols/sandboxpb"
 	"github.com/kata-v2/kata/sandbox"
 )
@@ -272,7 +275,28 @@ func (s *sandboxService) ShutdownSandbox(ctx context.Context, r *sandboxpb.Shutd
 	return &sandboxpb.ShutdownSandboxResponse{}, err
 }
 
-// UpdateSandbox is optional in the API and not implemented.
-func (s *sandboxService) UpdateSandbox(_ context.Context, r *sandboxpb.UpdateSandboxRequest) (*sandboxpb.UpdateSandboxResponse, error) {
-	return nil, fmt.Errorf("update of sandbox %s: %w", r.SandboxId, errdefs.ErrNotImplemented)
+// updatedResources is the extension of a sandbox in which containerd's CRI keeps what
+// UpdatePodSandboxResources has set (internal/cri/server/podsandbox, UpdatedResourcesKey): JSON.
+const updatedResources = "updated-resources"
+
+// UpdateSandbox changes the limits of the pod as a whole. Updates of anything else
+// are none of the runtime's business.
+func (s *sandboxService) UpdateSandbox(ctx context.Context, r *sandboxpb.UpdateSandboxRequest) (*sandboxpb.UpdateSandboxResponse, error) {
+	if err := s.known(r.SandboxId); err != nil {
+		return nil, err
+	}
+	ext := r.GetSandbox().GetExtensions()[updatedResources]
+	if ext == nil || len(r.Fields) > 0 && !slices.ContainsFunc(r.Fields, func(f string) bool { return strings.HasPrefix(f, "extensions") }) {
+		return &sandboxpb.UpdateSandboxResponse{}, nil
+	}
+	var u struct {
+		Overhead, Resources *cripb.LinuxContainerResources
+	}
+	if err := json.Unmarshal(ext.Value, &u); err != nil {
+		return nil, fmt.Errorf("extension %s (%s): %w: %w", updatedResources, ext.TypeUrl, err, errdefs.ErrInvalidArgument)
+	}
+	if err := s.sb.Resize(ctx, ociResources(u.Resources), ociResources(u.Overhead)); err != nil {
+		return nil, fmt.Errorf("update of sandbox %s: %w", r.SandboxId, err)
+	}
+	return &sandboxpb.UpdateSandboxResponse{}, nil
 }

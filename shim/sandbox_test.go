@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/cgroups/v3/cgroup2/stats"
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/typeurl/v2"
@@ -20,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/kata-v2/kata/internal/config"
+	"github.com/kata-v2/kata/protocols/agentpb"
 	"github.com/kata-v2/kata/protocols/cripb"
 	"github.com/kata-v2/kata/protocols/sandboxpb"
 )
@@ -96,7 +98,7 @@ func (p *pod) check(when string, want map[string]func(error) bool) {
 func TestLifeOfASandbox(t *testing.T) {
 	p := newPod(t)
 	for name, call := range p.sandboxCalls() {
-		if err := call("other"); !errdefs.IsNotFound(err) && name != "Update" {
+		if err := call("other"); !errdefs.IsNotFound(err) {
 			t.Errorf("%s of another sandbox: %v", name, err)
 		}
 	}
@@ -119,7 +121,7 @@ func TestLifeOfASandbox(t *testing.T) {
 	if started.Pid != uint32(p.sb.PID()) || started.CreatedAt == nil {
 		t.Errorf("start %v", started)
 	}
-	p.check("of a running one", map[string]func(error) bool{"Start": errdefs.IsFailedPrecondition, "Ping": nil, "Metrics": nil, "Update": errdefs.IsNotImplemented})
+	p.check("of a running one", map[string]func(error) bool{"Start": errdefs.IsFailedPrecondition, "Ping": nil, "Metrics": nil, "Update": nil})
 	st := p.sandboxStatus()
 	if st.State != sandboxReady || st.Pid != started.Pid || !proto.Equal(st.CreatedAt, started.CreatedAt) || st.ExitedAt != nil {
 		t.Errorf("status %v", st)
@@ -300,5 +302,39 @@ func TestAnswerForASandbox(t *testing.T) {
 		if got["version"] != want || got["protocol"] != "ttrpc" {
 			t.Errorf("sandbox %t: %v", sandboxAPI, got)
 		}
+	}
+}
+
+// TestUpdateSandbox: what containerd's CRI says of a pod's limits reaches its machine.
+func TestUpdateSandbox(t *testing.T) {
+	p := newPod(t)
+	update := func(ext string, fields ...string) error {
+		sb := &types.Sandbox{SandboxID: "pod", Extensions: map[string]*anypb.Any{"other": {Value: []byte("x")}}}
+		if ext != "" {
+			sb.Extensions["updated-resources"] = &anypb.Any{TypeUrl: "io.containerd.cri.v1/UpdatedResources", Value: []byte(ext)}
+		}
+		_, err := p.sandboxes().UpdateSandbox(bounded(t), &sandboxapi.UpdateSandboxRequest{SandboxID: "pod", Sandbox: sb, Fields: fields})
+		return errgrpc.ToNative(err)
+	}
+	if err := update(""); !errdefs.IsNotFound(err) {
+		t.Errorf("before create: %v", err)
+	}
+	must(t, p.createSandbox(&cripb.PodSandboxConfig{}))
+	const grown = `{"Overhead":null,"Resources":{"cpu_period":100000,"cpu_quota":100000,"memory_limit_in_bytes":67108864}}`
+	if err := update(grown, "extensions"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("before start: %v", err)
+	}
+	p.check("", map[string]func(error) bool{"Start": nil})
+	must(t, update(""))            // nothing for the runtime
+	must(t, update("{", "labels")) // which says that it is unchanged
+	if err := update("{"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("no JSON: %v", err)
+	}
+	must(t, update(grown, "extensions"))
+	if r, _ := p.agent.Request("OnlineCPUMem").(*agentpb.OnlineCPUMemRequest); r == nil || r.CpuOnly {
+		t.Errorf("the guest was told %v; want it to expect memory", r)
+	}
+	if err := update(`{"Resources":{"memory_limit_in_bytes":4611686018427387904}}`); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("more than the host has: %v", err)
 	}
 }

@@ -4,6 +4,7 @@ package cgroup
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -123,6 +125,89 @@ func TestLimits(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Limits of a running pod change, upwards before its machine grows and downwards after.
+func TestUpdate(t *testing.T) {
+	for name, h := range hosts(t) {
+		t.Run(name, func(t *testing.T) { testUpdate(t, newFixture(t, h)) })
+	}
+}
+
+func testUpdate(t *testing.T, f *fixture) {
+	r := f.request()
+	overhead := limited(32<<20, 12_500, "")
+	r.Resources, r.Overhead = limited(64<<20, 50_000, "0"), overhead
+	g, err := f.open(r)
+	f.must(err)
+	missing := strings.Contains(f.log.String(), "controllers are missing")
+	const none = -1
+	expect := func(when string, memory, quota int64, cpus string) {
+		t.Helper()
+		for _, d := range g.plan.Dirs {
+			want := map[string]string{"memory.limit_in_bytes": strconv.FormatInt(memory, 10), "cpu.cfs_quota_us": strconv.FormatInt(quota, 10), "cpuset.cpus": cpus}
+			if d.V2 {
+				want = map[string]string{"memory.max": strconv.FormatInt(memory, 10), "cpu.max": strconv.FormatInt(quota, 10) + " 100000", "cpuset.cpus": cpus}
+				if memory == none {
+					want["memory.max"] = "max"
+				}
+				if quota == none {
+					want["cpu.max"] = "max 100000"
+				}
+			}
+			for file, w := range want {
+				got, err := readFile(d.Path, file)
+				if !d.has(strings.SplitN(file, ".", 2)[0]) || d.V2 && missing && errors.Is(err, fs.ErrNotExist) {
+					continue
+				}
+				if got != w && !(memory == none && file == "memory.limit_in_bytes" && isHuge(got)) {
+					t.Errorf("%s: %s/%s is %q, %v; want %s", when, d.Path, file, got, err, w)
+				}
+			}
+		}
+	}
+	expect("opened", 96<<20, 125_000, "0")
+	f.must(g.Update(f.Context(), limited(128<<20, 25_000, "1"), overhead, true))
+	expect("grown", 160<<20, 125_000, "0-1")
+	f.must(g.Update(f.Context(), limited(128<<20, 25_000, "1"), overhead, false))
+	expect("shrunk", 160<<20, 75_000, "1")
+	all, err := readFile(filepath.Dir(g.plan.Dirs[0].Path), "cpuset.cpus")
+	for _, d := range g.plan.Dirs {
+		if d.has("cpuset") && !d.V2 {
+			all, err = readFile(filepath.Dir(d.Path), "cpuset.cpus")
+		}
+	}
+	f.must(g.Update(f.Context(), nil, nil, false))
+	if err == nil {
+		expect("without limits", none, none, all)
+	}
+	f.must(g.Close(f.Context()))
+}
+
+// A limit below what is used is refused before version 2 kills for it.
+func TestUpdateBelowUse(t *testing.T) {
+	h, _ := memoryHost(t)
+	f := newFixture(t, h)
+	cmd := exec.Command("sh", "-c", `read x; v=$(head -c 8000000 /dev/zero | tr '\000' a); echo up; read y`)
+	stdin, err := cmd.StdinPipe()
+	f.must(err)
+	stdout, err := cmd.StdoutPipe()
+	f.must(err)
+	f.child = f.start(cmd)
+	r := f.request()
+	r.Resources, r.Overhead = limited(256<<20, 0, ""), limited(16<<20, 0, "")
+	g, err := f.open(r)
+	f.must(err)
+	_, err = io.WriteString(stdin, "go\n")
+	f.must(err)
+	_, err = io.ReadFull(stdout, make([]byte, 3))
+	f.must(err)
+	err = g.Update(f.Context(), limited(2<<20, 0, ""), limited(1<<20, 0, ""), false)
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "linux.resources.memory.limit") {
+		t.Errorf("a limit below what is used: %v", err)
+	}
+	f.must(g.Update(f.Context(), limited(128<<20, 0, ""), r.Overhead, false))
+	f.must(g.Close(f.Context()))
 }
 
 // Split: the process is in the overhead's cgroup, one of its threads in the pod's.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/godbus/dbus/v5"
 )
@@ -109,6 +110,19 @@ func (s *systemdConn) StartScope(ctx context.Context, sc Scope) error {
 	return nil
 }
 
+// SetLimits implements Systemd. They hold as long as the unit does (the argument
+// "runtime"), which is transient itself.
+func (s *systemdConn) SetLimits(ctx context.Context, sc Scope) error {
+	props, err := sc.limits(true)
+	if err == nil {
+		err = s.manager.CallWithContext(ctx, systemdManager+".SetUnitProperties", 0, sc.Name, true, props).Err
+	}
+	if err != nil {
+		return fmt.Errorf("set limits of unit %s: %w", sc.Name, err)
+	}
+	return nil
+}
+
 // StopUnit implements Systemd.
 func (s *systemdConn) StopUnit(ctx context.Context, name string) error {
 	if err := s.job(ctx, "StopUnit", name, "replace"); err != nil && !isError(err, errNoSuchUnit) {
@@ -167,19 +181,34 @@ func (sc Scope) properties() ([]property, error) {
 	for _, what := range []string{"CPU", "Memory", "Tasks", "IO"} {
 		add(what+"Accounting", true)
 	}
-	if n := sc.Limits.MemoryBytes; n > 0 {
-		add("MemoryMax", uint64(n))
+	limits, err := sc.limits(false)
+	return append(out, limits...), err
+}
+
+// limits are the properties of the unit's limits; with all also of those that are
+// none, which systemd has the greatest number or an empty list for.
+func (sc Scope) limits(all bool) (out []property, err error) {
+	add := func(name string, v any) { out = append(out, property{name, dbus.MakeVariant(v)}) }
+	number := func(name string, n int64, unit uint64) {
+		if n > 0 {
+			add(name, uint64(n)*unit)
+		} else if all {
+			add(name, uint64(math.MaxUint64))
+		}
 	}
-	if n := sc.Limits.CPUQuota; n > 0 {
-		add("CPUQuotaPerSecUSec", uint64(n)*(1_000_000/period))
-	}
+	number("MemoryMax", sc.Limits.MemoryBytes, 1)
+	number("CPUQuotaPerSecUSec", sc.Limits.CPUQuota, 1_000_000/period)
 	if !sc.V2 { // systemd has no cpuset of version 1
 		return out, nil
 	}
 	for _, p := range []struct{ name, list, field string }{
 		{"AllowedCPUs", sc.Limits.CPUs, "linux.resources.cpu.cpus"}, {"AllowedMemoryNodes", sc.Limits.Mems, "linux.resources.cpu.mems"},
 	} {
+		if p.list == "" && !all {
+			continue
+		}
 		if p.list == "" {
+			add(p.name, []byte{})
 			continue
 		}
 		set, err := parseList(p.list)

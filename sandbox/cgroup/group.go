@@ -141,13 +141,20 @@ func (g *Group) limit(d Dir) error {
 		if !d.has(s.controller) {
 			continue
 		}
-		err := writeFile(s.value, d.Path, s.file)
-		if errors.Is(err, fs.ErrNotExist) && d.V2 {
-			continue // the controller is missing, which was said
+		if err := g.set(d, s); err != nil {
+			return err
 		}
-		if err != nil {
-			return fmt.Errorf("%s is %q: %w: %w", s.field, s.value, err, errdefs.ErrInvalidArgument)
-		}
+	}
+	return nil
+}
+
+func (g *Group) set(d Dir, s setting) error {
+	err := writeFile(s.value, d.Path, s.file)
+	if errors.Is(err, fs.ErrNotExist) && d.V2 {
+		return nil // the controller is missing, which was said
+	}
+	if err != nil {
+		return fmt.Errorf("%s is %q: %w: %w", s.field, s.value, err, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

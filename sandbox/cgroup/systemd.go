@@ -14,6 +14,9 @@ type Systemd interface {
 	// StartScope makes a transient scope around a process and returns when it is
 	// active. The error is errInUse for a name that a unit has already.
 	StartScope(ctx context.Context, s Scope) error
+	// SetLimits changes the limits that systemd knows of the unit s.Name; those that
+	// are not set become none.
+	SetLimits(ctx context.Context, s Scope) error
 	// StopUnit ends a unit; one that does not exist is no error.
 	StopUnit(ctx context.Context, name string) error
 	// Close closes the connection.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -179,6 +180,8 @@ func (s *session) handle(m *dbus.Message) error {
 		return s.reply(m, "")
 	case "StartTransientUnit":
 		return s.start(m)
+	case "SetUnitProperties":
+		return s.setProperties(m)
 	case "StopUnit":
 		return s.stop(m)
 	}
@@ -254,6 +257,22 @@ func (f *fakeSystemd) dirs(slice, unit string) []Dir {
 		hs = append(hs, m)
 	}
 	return dirs(hs, filepath.Join(p, unit))
+}
+
+func (s *session) setProperties(m *dbus.Message) error {
+	if sig := m.Headers[dbus.FieldSignature].String(); sig != `@g "sba(sv)"` {
+		return fmt.Errorf("SetUnitProperties has the signature %s", sig)
+	}
+	s.f.mu.Lock()
+	defer s.f.mu.Unlock()
+	unit, ok := s.f.units[m.Body[0].(string)]
+	if !ok || m.Body[1] != true {
+		return s.reply(m, errNoSuchUnit, "Unit not loaded, or not at run time.")
+	}
+	for _, p := range m.Body[2].([][]any) {
+		unit[p[0].(string)] = p[1].(dbus.Variant)
+	}
+	return s.reply(m, "")
 }
 
 func (s *session) stop(m *dbus.Message) error {
@@ -339,6 +358,13 @@ func TestSystemdUnit(t *testing.T) {
 			}
 			if len(got) != len(want)+2 { // Description and PIDs
 				t.Errorf("properties %v", got)
+			}
+			f.must(g.Update(f.Context(), limited(128<<20, 0, ""), r.Overhead, false))
+			s.mu.Lock()
+			got = s.units["cri-containerd-abc.scope"]
+			s.mu.Unlock()
+			if m, q := got["MemoryMax"].Value(), got["CPUQuotaPerSecUSec"].Value(); m != uint64(160<<20) || q != uint64(math.MaxUint64) {
+				t.Errorf("after an update MemoryMax is %v, CPUQuotaPerSecUSec %v", m, q)
 			}
 			f.must(g.Close(f.Context()))
 			s.mu.Lock()
