@@ -134,6 +134,9 @@ func (p *Process) wait(m *machine) {
 		p.ended(killedStatus)
 		return
 	}
+	if p == p.c.init {
+		p.c.collect(m)
+	}
 	p.ended(uint32(resp.Status))
 }
 

@@ -21,7 +21,7 @@ type mountPlan int
 const (
 	mountInGuest mountPlan = iota // the guest makes it: proc, tmpfs, devpts …
 	mountShared                   // a file or directory of the host, through the share
-	mountSynced                   // a small volume that the guest gets a copy of
+	mountSynced                   // a small volume or file that the guest gets a copy of
 	mountPodShm                   // the pod's /dev/shm
 )
 

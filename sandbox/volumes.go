@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -29,8 +30,17 @@ var syncedTargets = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
 // isSynced tells by source, destination and options whether a bind mount is one
 // that the guest gets a copy of.
 func isSynced(m specs.Mount) bool {
-	return readOnly(m.Options) && (slices.Contains(syncedTargets, filepath.Clean(m.Destination)) ||
-		slices.Contains(syncedPlugins, volumePlugin(m.Source)))
+	return slices.Contains(syncedTargets, filepath.Clean(m.Destination)) || isTerminationLog(m.Source) ||
+		readOnly(m.Options) && slices.Contains(syncedPlugins, volumePlugin(m.Source))
+}
+
+// isTerminationLog tells whether a path is the file into which a container of
+// Kubernetes writes its last words: pods/<uid>/containers/<name>/<random> (kubelet,
+// pkg/kubelet/kubelet_getters.go, GetPodContainerDir).
+func isTerminationLog(source string) bool {
+	parts := strings.Split(filepath.Clean(source), "/")
+	n := len(parts)
+	return n >= 6 && parts[n-3] == "containers" && parts[n-5] == "pods"
 }
 
 // volumePlugin is the volume plugin of Kubernetes that a path below kubelet's
@@ -150,7 +160,7 @@ func (c *Container) syncVolumes(share *storage.Share) error {
 			plan = mountSynced
 		}
 		if plan == mountSynced {
-			path, err := share.Sync(c.id, m.Source)
+			path, err := share.Sync(c.id, m.Source, !readOnly(m.Options))
 			if err == nil {
 				c.sources[i], c.synced = path, append(c.synced, i)
 				continue
@@ -213,4 +223,23 @@ func (c *Container) pushVolumes(ctx context.Context, share *storage.Share, spec 
 		spec.Mounts[i].Source = c.sources[i]
 	}
 	return nil
+}
+
+// collectTimeout bounds how long the exit of a container waits for what it has
+// written into files that are synced.
+const collectTimeout = 10 * time.Second
+
+// collect brings what a container that has ended has written into synced files to
+// the host, before anybody is told of its end: Kubernetes reads the termination
+// message then.
+func (c *Container) collect(m *machine) {
+	share, err := c.s.share()
+	if err != nil {
+		return // then nothing is synced
+	}
+	ctx, cancel := context.WithTimeout(m.ctx, collectTimeout)
+	defer cancel()
+	if err := share.Collect(ctx, c.id); err != nil && !m.ending() {
+		c.s.o.Log.Warn("what a container has written into a file may be missing on the host", "container", c.id, "error", m.agent.Err(err))
+	}
 }

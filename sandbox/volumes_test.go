@@ -57,7 +57,10 @@ func TestPlanVolumes(t *testing.T) {
 		{bindOf("/kubernetes.io~configmap/config", "/config", "ro"), mountShared},
 		{bindOf("/run/containerd/sandboxes/x/resolv.conf", "/etc/resolv.conf", "ro"), mountSynced},
 		{bindOf("/run/containerd/sandboxes/x/hosts", "/etc/../etc/hosts", "ro"), mountSynced},
-		{bindOf("/run/containerd/sandboxes/x/hosts", "/etc/hosts", "rw"), mountShared},
+		{bindOf("/run/containerd/sandboxes/x/hosts", "/etc/hosts", "rw"), mountSynced},
+		{bindOf("/var/lib/kubelet/pods/0b5e/containers/main/1a2b3c4d", "/dev/termination-log"), mountSynced},
+		{bindOf("/var/lib/kubelet/pods/0b5e/containers/main", "/x", "rw"), mountShared},
+		{bindOf("/data/file", "/dev/termination-log", "rw"), mountShared},
 		{bindOf("/data/passwd", "/etc/passwd", "ro"), mountShared},
 	} {
 		if got := planMount(c.m); got != c.want {
@@ -124,6 +127,36 @@ func (p *pod) until(what string, ok func(map[string]string) bool) {
 			p.t.Fatalf("%s does not come; the guest has %q", what, files)
 		}
 	}
+}
+
+// What a container writes into its termination log is on the host when its exit
+// is told; /etc/hosts follows both ways while it runs.
+func TestWrittenFiles(t *testing.T) {
+	p := newPod(t)
+	dir := filepath.Join(t.TempDir(), "pods/uid")
+	log, hosts := filepath.Join(dir, "containers/main/1a2b3c4d"), filepath.Join(dir, "etc-hosts")
+	must(t, os.MkdirAll(filepath.Dir(log), 0o755))
+	must(t, os.WriteFile(log, nil, 0o666))
+	must(t, os.WriteFile(hosts, []byte("one"), 0o644))
+	cc := p.container("c1", "sleep")
+	cc.Spec.Mounts = []specs.Mount{bindOf(log, "/dev/termination-log", "rw"), bindOf(hosts, "/etc/hosts", "rw")}
+	c, err := p.CreateContainer(bounded(t), cc)
+	must(t, err)
+	must(t, c.Start(bounded(t)))
+	at := p.sources()
+	name := func(dst string) string { return strings.TrimPrefix(at[dst], protocols.GuestSyncedDir+"/") }
+	must(t, os.WriteFile(hosts, []byte("two"), 0o644))
+	p.until("the host's change", func(files map[string]string) bool { return files[name("/etc/hosts")] == "two" })
+	p.agent.Write(name("/etc/hosts"), "three")
+	p.agent.Write(name("/dev/termination-log"), "last words")
+	must(t, c.Init().Signal(bounded(t), 9, true))
+	exit(t, c.Init())
+	for path, want := range map[string]string{log: "last words", hosts: "three"} {
+		if got, err := os.ReadFile(path); err != nil || string(got) != want {
+			t.Errorf("%s holds %q, %v; want %q", path, got, err, want)
+		}
+	}
+	must(t, c.Delete(bounded(t)))
 }
 
 // A guest that knows no synced volumes gets them through the share.

@@ -42,6 +42,7 @@ func TestPod(t *testing.T) {
 		{"FileMounts", testFileMounts},
 		{"RecursiveReadOnly", testRecursiveReadOnly},
 		{"SyncedVolumes", testSyncedVolumes},
+		{"WrittenFiles", testWrittenFiles},
 		{"PodVolumes", testPodVolumes},
 		{"Propagation", testPropagation},
 		{"DirectVolume", testDirectVolume},

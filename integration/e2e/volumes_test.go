@@ -92,6 +92,32 @@ func testSyncedVolumes(b *box) {
 	b.remove("synced")
 }
 
+// testWrittenFiles: a container's termination log and /etc/hosts, which it may
+// write to, are in the guest's memory; what it wrote is on the host when its exit
+// is told, and containers of the pod see each other's lines at once.
+func testWrittenFiles(b *box) {
+	pod := filepath.Join(b.TempDir(), "pods", "uid")
+	hosts, log := writeFile(b.T, "192.0.2.7 seven\n", pod, "etc-hosts"), writeFile(b.T, "", pod, "containers", "main", "1a2b3c4d")
+	b.startSpec("stays", member(b.T, "sleep", "1000").mount("bind", hosts, "/etc/hosts", "rbind", "rprivate", "rw"))
+	s := member(b.T, "sh", "-c", "grep -c 'virtiofs.* /etc/hosts ' /proc/mounts; cat /etc/hosts; echo 192.0.2.9 nine >>/etc/hosts; echo last words >/dev/termination-log").
+		mount("bind", hosts, "/etc/hosts", "rbind", "rprivate", "rw").
+		mount("bind", log, "/dev/termination-log", "rbind", "rprivate", "rw")
+	if r := b.runSpec("writes", s); r.Stdout != "0\n192.0.2.7 seven\n" {
+		b.Errorf("the container: %+v", r)
+	}
+	for path, want := range map[string]string{log: "last words\n", hosts: "192.0.2.7 seven\n192.0.2.9 nine\n"} {
+		if got, err := os.ReadFile(path); err != nil || string(got) != want {
+			b.Errorf("%s holds %q, %v; want %q", path, got, err, want)
+		}
+	}
+	if got := b.shell("stays", "cat /etc/hosts"); got != "192.0.2.7 seven\n192.0.2.9 nine" {
+		b.Errorf("the other container reads %q", got)
+	}
+	writeFile(b.T, "192.0.2.8 eight\n", hosts)
+	b.shell("stays", "until grep -q eight /etc/hosts; do usleep 5000; done")
+	b.remove("stays")
+}
+
 // testPodVolumes: what containers of a pod share with each other. An emptyDir on
 // disk carries sockets; one in memory is the guest's, of the size that kubelet
 // gave the host's, and is still there for the next container.

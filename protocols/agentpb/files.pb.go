@@ -181,6 +181,150 @@ func (x *SyncedFile) GetInPlace() bool {
 	return false
 }
 
+type WrittenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volume and the path of a regular file in it, as in SyncFilesRequest.
+	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Path   string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// SHA-256 of the content that the host knows; of one that was larger than most,
+	// its size in decimal digits.
+	Known []byte `protobuf:"bytes,3,opt,name=known,proto3" json:"known,omitempty"`
+	// Answer only when the content is another.
+	Wait bool `protobuf:"varint,4,opt,name=wait,proto3" json:"wait,omitempty"`
+	// The most bytes that the host takes.
+	Most          uint32 `protobuf:"varint,5,opt,name=most,proto3" json:"most,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WrittenRequest) Reset() {
+	*x = WrittenRequest{}
+	mi := &file_protocols_files_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WrittenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WrittenRequest) ProtoMessage() {}
+
+func (x *WrittenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_files_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WrittenRequest.ProtoReflect.Descriptor instead.
+func (*WrittenRequest) Descriptor() ([]byte, []int) {
+	return file_protocols_files_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *WrittenRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *WrittenRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *WrittenRequest) GetKnown() []byte {
+	if x != nil {
+		return x.Known
+	}
+	return nil
+}
+
+func (x *WrittenRequest) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
+}
+
+func (x *WrittenRequest) GetMost() uint32 {
+	if x != nil {
+		return x.Most
+	}
+	return 0
+}
+
+type WrittenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether the content is not what the host knows.
+	Changed bool `protobuf:"varint,1,opt,name=changed,proto3" json:"changed,omitempty"`
+	// The content, if it has changed and is not larger than most.
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// The content's length in bytes.
+	Size          uint64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WrittenResponse) Reset() {
+	*x = WrittenResponse{}
+	mi := &file_protocols_files_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WrittenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WrittenResponse) ProtoMessage() {}
+
+func (x *WrittenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_files_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WrittenResponse.ProtoReflect.Descriptor instead.
+func (*WrittenResponse) Descriptor() ([]byte, []int) {
+	return file_protocols_files_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *WrittenResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *WrittenResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *WrittenResponse) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
 var File_protocols_files_proto protoreflect.FileDescriptor
 
 const file_protocols_files_proto_rawDesc = "" +
@@ -197,9 +341,20 @@ const file_protocols_files_proto_rawDesc = "" +
 	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x04 \x01(\rR\x03gid\x12\x12\n" +
 	"\x04data\x18\x05 \x01(\fR\x04data\x12\x19\n" +
-	"\bin_place\x18\x06 \x01(\bR\ainPlace2?\n" +
+	"\bin_place\x18\x06 \x01(\bR\ainPlace\"z\n" +
+	"\x0eWrittenRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
+	"\x05known\x18\x03 \x01(\fR\x05known\x12\x12\n" +
+	"\x04wait\x18\x04 \x01(\bR\x04wait\x12\x12\n" +
+	"\x04most\x18\x05 \x01(\rR\x04most\"S\n" +
+	"\x0fWrittenResponse\x12\x18\n" +
+	"\achanged\x18\x01 \x01(\bR\achanged\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size2w\n" +
 	"\x05Files\x126\n" +
-	"\x04Sync\x12\x16.kata.SyncFilesRequest\x1a\x16.google.protobuf.EmptyB3Z1github.com/kata-v2/kata/protocols/agentpb;agentpbb\x06proto3"
+	"\x04Sync\x12\x16.kata.SyncFilesRequest\x1a\x16.google.protobuf.Empty\x126\n" +
+	"\aWritten\x12\x14.kata.WrittenRequest\x1a\x15.kata.WrittenResponseB3Z1github.com/kata-v2/kata/protocols/agentpb;agentpbb\x06proto3"
 
 var (
 	file_protocols_files_proto_rawDescOnce sync.Once
@@ -213,18 +368,22 @@ func file_protocols_files_proto_rawDescGZIP() []byte {
 	return file_protocols_files_proto_rawDescData
 }
 
-var file_protocols_files_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_protocols_files_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_protocols_files_proto_goTypes = []any{
 	(*SyncFilesRequest)(nil), // 0: kata.SyncFilesRequest
 	(*SyncedFile)(nil),       // 1: kata.SyncedFile
-	(*emptypb.Empty)(nil),    // 2: google.protobuf.Empty
+	(*WrittenRequest)(nil),   // 2: kata.WrittenRequest
+	(*WrittenResponse)(nil),  // 3: kata.WrittenResponse
+	(*emptypb.Empty)(nil),    // 4: google.protobuf.Empty
 }
 var file_protocols_files_proto_depIdxs = []int32{
 	1, // 0: kata.SyncFilesRequest.files:type_name -> kata.SyncedFile
 	0, // 1: kata.Files.Sync:input_type -> kata.SyncFilesRequest
-	2, // 2: kata.Files.Sync:output_type -> google.protobuf.Empty
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
+	2, // 2: kata.Files.Written:input_type -> kata.WrittenRequest
+	4, // 3: kata.Files.Sync:output_type -> google.protobuf.Empty
+	3, // 4: kata.Files.Written:output_type -> kata.WrittenResponse
+	3, // [3:5] is the sub-list for method output_type
+	1, // [1:3] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
 	1, // [1:1] is the sub-list for extension extendee
 	0, // [0:1] is the sub-list for field type_name
@@ -241,7 +400,7 @@ func file_protocols_files_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_protocols_files_proto_rawDesc), len(file_protocols_files_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -10,6 +10,7 @@ import (
 
 type FilesService interface {
 	Sync(context.Context, *SyncFilesRequest) (*emptypb.Empty, error)
+	Written(context.Context, *WrittenRequest) (*WrittenResponse, error)
 }
 
 func RegisterFilesService(srv *ttrpc.Server, svc FilesService) {
@@ -21,6 +22,13 @@ func RegisterFilesService(srv *ttrpc.Server, svc FilesService) {
 					return nil, err
 				}
 				return svc.Sync(ctx, &req)
+			},
+			"Written": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req WrittenRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Written(ctx, &req)
 			},
 		},
 	})
@@ -39,6 +47,14 @@ func NewFilesClient(client *ttrpc.Client) FilesService {
 func (c *filesClient) Sync(ctx context.Context, req *SyncFilesRequest) (*emptypb.Empty, error) {
 	var resp emptypb.Empty
 	if err := c.client.Call(ctx, "kata.Files", "Sync", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *filesClient) Written(ctx context.Context, req *WrittenRequest) (*WrittenResponse, error) {
+	var resp WrittenResponse
+	if err := c.client.Call(ctx, "kata.Files", "Written", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -87,15 +87,22 @@ func (s *Share) Rootfs(container string, mounts []Mount, bundleRootfs string) (s
 	return filepath.Join(protocols.GuestSharedDir, rel), nil
 }
 
-// Sync makes a small read-only volume, or file, of the host one of a container's
-// and returns its path in the guest, where Push copies it. ErrNotSynced, in the
-// error, says that it does not fit; it may be bound instead.
-func (s *Share) Sync(container, source string) (string, error) {
+// Sync makes a small volume, or file, of the host one of a container's and returns
+// its path in the guest, where Push copies it. Only a file can be one that the
+// container writes to. ErrNotSynced, in the error, says that it does not fit; it
+// may be bound instead.
+func (s *Share) Sync(container, source string, writable bool) (string, error) {
 	if err := s.begin(); err != nil {
 		return "", err
 	}
 	defer s.mounting.Done()
-	return s.synced.add(container, source)
+	return s.synced.add(container, volumeKey{source, writable})
+}
+
+// Collect brings what the container has written into its files to the host. It is
+// for a container that has ended, and bounded by ctx.
+func (s *Share) Collect(ctx context.Context, container string) error {
+	return s.synced.collect(ctx, container)
 }
 
 // Push copies the container's volumes that were made by Sync into the guest, and

@@ -96,7 +96,11 @@ func (v *volume) scanFile() (snapshot, error) {
 		return nil, err
 	}
 	e.InPlace = true
-	e.Data, err = readBounded(f, maxSyncedBytes)
+	most := maxSyncedBytes
+	if v.written {
+		most = maxWritten
+	}
+	e.Data, err = readBounded(f, most)
 	return snapshot{syncedFileName: e}, err
 }
 
@@ -183,7 +187,7 @@ func entry(path string, st os.FileInfo) (*agentpb.SyncedFile, error) {
 func readBounded(r io.Reader, most int) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, int64(most)+1))
 	if err == nil && len(data) > most {
-		err = fmt.Errorf("it has more than %d bytes", maxSyncedBytes)
+		err = fmt.Errorf("it has more than %d bytes", most)
 	}
 	return data, err
 }

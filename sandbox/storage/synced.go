@@ -39,6 +39,9 @@ var ErrNotSynced = errors.New("the volume is shared, not synced")
 // guest applies the host's renames as renames, so a workload sees the update as it
 // would on the host: at once, by the same inotify events.
 //
+// A single file may be one that containers write to: what they write is copied back
+// (see written.go).
+//
 // One that several containers mount exists once.
 type synced struct {
 	host  *hostMounts
@@ -50,16 +53,23 @@ type synced struct {
 	wg     sync.WaitGroup
 
 	mu      sync.Mutex
-	next    int                  // guarded by mu; number of the next volume
-	bytes   int                  // guarded by mu; of all volumes
-	volumes map[string]*volume   // guarded by mu; by source
-	users   map[string][]*volume // guarded by mu; by container
-	closed  bool                 // guarded by mu; no more goroutines
+	next    int                   // guarded by mu; number of the next volume
+	bytes   int                   // guarded by mu; of all volumes
+	volumes map[volumeKey]*volume // guarded by mu
+	users   map[string][]*volume  // guarded by mu; by container
+	closed  bool                  // guarded by mu; no more goroutines
+	takes   bool                  // guarded by mu; the guest tells what is written
+}
+
+// volumeKey tells volumes apart: one that containers write to is none that they read.
+type volumeKey struct {
+	source  string
+	written bool
 }
 
 // volume is one source on the host and its copy in the guest.
 type volume struct {
-	source  string
+	volumeKey
 	name    string // of the copy, in protocols.GuestSyncedDir
 	open    func() error
 	changed chan struct{} // has room for one; what the watcher sends to
@@ -75,10 +85,14 @@ type volume struct {
 	stop    context.CancelFunc // guarded by synced.mu; nil unless it is followed
 	pushed  error              // read after pushing is closed
 	sent    snapshot           // what the guest has; of the one that pushes
+
+	collects chan chan error // asks for what is written, once; what follow reads
+	ended    chan struct{}   // closed when follow has ended
+	known    []byte          // what the guest is told that the host knows; of the one that pushes
 }
 
 func newSynced(host *hostMounts, log *slog.Logger) *synced {
-	s := &synced{host: host, log: log, volumes: map[string]*volume{}, users: map[string][]*volume{}}
+	s := &synced{host: host, log: log, volumes: map[volumeKey]*volume{}, users: map[string][]*volume{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.watch = sync.OnceValues(newWatcher)
 	return s
@@ -86,14 +100,17 @@ func newSynced(host *hostMounts, log *slog.Logger) *synced {
 
 // add makes the volume at source one of a container's and returns its path in the
 // guest, where it is after push. It fails with ErrNotSynced for one that does not fit.
-func (s *synced) add(container, source string) (string, error) {
+func (s *synced) add(container string, key volumeKey) (string, error) {
 	s.mu.Lock()
-	v := s.volumes[source]
+	v := s.volumes[key]
 	if v == nil {
 		s.next++
-		v = &volume{source: source, name: strconv.Itoa(s.next), changed: make(chan struct{}, 1)}
+		v = &volume{
+			volumeKey: key, name: strconv.Itoa(s.next), changed: make(chan struct{}, 1),
+			collects: make(chan chan error), ended: make(chan struct{}),
+		}
 		v.open = sync.OnceValue(func() error { return s.open(v) })
-		s.volumes[source] = v
+		s.volumes[key] = v
 	}
 	v.users++
 	s.mu.Unlock()
@@ -123,6 +140,11 @@ func (s *synced) open(v *volume) (err error) {
 		return err
 	}
 	v.file = st.Mode().IsRegular()
+	if v.written {
+		if err := v.checkWritten(st); err != nil {
+			return fmt.Errorf("%w: %s: %w", ErrNotSynced, v.source, err)
+		}
+	}
 	watch, err := s.watch()
 	if err != nil { // as a rule the host's bound on their number
 		return fmt.Errorf("%w: %w", ErrNotSynced, err)
@@ -161,7 +183,7 @@ func (s *synced) drop(v *volume) {
 	v.users--
 	last, stop := v.users == 0, v.stop
 	if last {
-		delete(s.volumes, v.source)
+		delete(s.volumes, v.volumeKey)
 		s.bytes -= v.bytes
 	}
 	s.mu.Unlock()
@@ -199,7 +221,10 @@ func (s *synced) push(ctx context.Context, container string, guest agentpb.Files
 	}
 	s.mu.Unlock()
 	for _, v := range first {
-		if v.pushed = v.push(ctx, guest); v.pushed == nil {
+		if v.pushed = v.push(ctx, guest); v.pushed == nil && v.written {
+			v.pushed = s.checkGuest(ctx, v, guest)
+		}
+		if v.pushed == nil {
 			s.follow(v, guest)
 		}
 		close(v.pushing)
@@ -229,6 +254,7 @@ func (s *synced) follow(v *volume, guest agentpb.FilesService) {
 	s.wg.Go(func() {
 		defer stop()
 		defer v.close()
+		defer close(v.ended)
 		v.update(ctx, guest, s.log)
 		if s.ctx.Err() != nil {
 			return // the guest ends too
@@ -240,14 +266,24 @@ func (s *synced) follow(v *volume, guest agentpb.FilesService) {
 	})
 }
 
-// update pushes every change until ctx ends.
+// update pushes every change, and takes what is written, until ctx ends.
 func (v *volume) update(ctx context.Context, guest agentpb.FilesService, log *slog.Logger) {
+	w := writes{v: v, ctx: ctx, guest: guest, log: log, told: make(chan written, 1)}
+	defer w.wg.Wait()
+	w.ask()
 	for {
 		select {
 		case <-v.changed:
+		case t := <-w.told:
+			w.take(t)
+			continue
+		case done := <-v.collects:
+			done <- w.collect()
+			continue
 		case <-ctx.Done():
 			return
 		}
+		w.pushed = true
 		if err := v.push(ctx, guest); err != nil && ctx.Err() == nil {
 			// The guest keeps what it has; the volume's next change is another try.
 			log.Warn("volume not updated", "source", v.source, "error", err)
@@ -270,6 +306,9 @@ func (v *volume) push(ctx context.Context, guest agentpb.FilesService) error {
 		return fmt.Errorf("volume %s: %w", v.source, errgrpc.ToNative(err))
 	}
 	v.sent = now
+	if v.written {
+		v.known = digest(now[syncedFileName].Data)
+	}
 	return nil
 }
 

@@ -3,6 +3,7 @@
 package storage
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/kata-v2/kata/protocols"
@@ -30,6 +34,7 @@ type copies struct {
 	log     []string                       // guarded by mu; paths in the order of their change, "-" for a removal
 	changed chan struct{}                  // guarded by mu; closed and replaced by each Sync
 	err     error                          // guarded by mu; what Sync answers
+	old     bool                           // guarded by mu; without Written
 }
 
 func newCopies() *copies {
@@ -57,6 +62,44 @@ func (g *copies) Sync(_ context.Context, r *agentpb.SyncFilesRequest) (*emptypb.
 	close(g.changed)
 	g.changed = make(chan struct{})
 	return &emptypb.Empty{}, nil
+}
+
+// Written implements agentpb.FilesService.
+func (g *copies) Written(ctx context.Context, r *agentpb.WrittenRequest) (*agentpb.WrittenResponse, error) {
+	for {
+		g.mu.Lock()
+		f, changed, old := g.files[path.Join(r.Volume, r.Path)], g.changed, g.old
+		g.mu.Unlock()
+		switch {
+		case old:
+			return nil, status.Error(codes.Unimplemented, "an older guest")
+		case f == nil:
+			return nil, status.Error(codes.NotFound, "no such file")
+		case len(f.Data) > int(r.Most) && string(r.Known) != fmt.Sprint(len(f.Data)):
+			return &agentpb.WrittenResponse{Changed: true, Size: uint64(len(f.Data))}, nil
+		case len(f.Data) <= int(r.Most) && !bytes.Equal(digest(f.Data), r.Known):
+			return &agentpb.WrittenResponse{Changed: true, Data: f.Data, Size: uint64(len(f.Data))}, nil
+		case !r.Wait:
+			return &agentpb.WrittenResponse{}, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// write is a container's write into a file, by its path in the guest.
+func (g *copies) write(guest, data string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	name := strings.TrimPrefix(guest, protocols.GuestSyncedDir+"/")
+	f := proto.Clone(g.files[name]).(*agentpb.SyncedFile)
+	f.Data = []byte(data)
+	g.files[name] = f
+	close(g.changed)
+	g.changed = make(chan struct{})
 }
 
 // data is a file's content or a link's target, by its path in the guest.
@@ -137,7 +180,7 @@ func TestSyncedVolume(t *testing.T) {
 	kubelet(t, dir, "1", map[string]string{"key": "one", "gone": "soon", "sub/deep": "x"})
 	must(t, os.Chown(dir+"/..1/key", 7, 8))
 	must(t, os.Chmod(dir+"/..1/key", 0o440))
-	guest, err := s.Sync("c1", dir)
+	guest, err := s.Sync("c1", dir, false)
 	must(t, err)
 	push(t, s, "c1", g)
 	if got := g.data(guest + "/..1/key"); got != "one" || g.data(guest+"/..data") != "..1" || g.data(guest+"/key") != "..data/key" || g.data(guest+"/..1/sub/deep") != "x" {
@@ -147,7 +190,7 @@ func TestSyncedVolume(t *testing.T) {
 	if f := files[strings.TrimPrefix(guest, protocols.GuestSyncedDir+"/")+"/..1/key"]; f.Uid != 7 || f.Gid != 8 || f.Mode != unix.S_IFREG|0o440 {
 		t.Errorf("%v", f)
 	}
-	again, err := s.Sync("c2", dir)
+	again, err := s.Sync("c2", dir, false)
 	must(t, err)
 	if again != guest {
 		t.Errorf("a second container's copy is at %s, the first one's at %s", again, guest)
@@ -183,7 +226,7 @@ func TestSyncedVolume(t *testing.T) {
 func TestSyncedFile(t *testing.T) {
 	s, g := newShare(t), newCopies()
 	file := write(t, t.TempDir()+"/resolv.conf", "one")
-	guest, err := s.Sync("c1", file)
+	guest, err := s.Sync("c1", file, false)
 	must(t, err)
 	push(t, s, "c1", g)
 	if got := g.data(guest); got != "one" {
@@ -208,7 +251,7 @@ func TestSyncedOnTheHost(t *testing.T) {
 	h.do(func() error {
 		return errors.Join(os.Remove(dir+"/..1"), os.Mkdir(dir+"/..1", 0o755), os.WriteFile(dir+"/..1/key", []byte("one"), 0o400), os.Symlink("..1", dir+"/..data"))
 	})
-	guest, err := s.Sync("c1", dir)
+	guest, err := s.Sync("c1", dir, false)
 	must(t, err)
 	push(t, s, "c1", g)
 	h.do(func() error {
@@ -236,16 +279,16 @@ func TestNotSynced(t *testing.T) {
 		"up":      make("up", func(dir string) { must(t, os.Remove(dir+"/..data")); must(t, os.Symlink("../up", dir+"/..data")) }),
 		"file":    write(t, base+"/file", strings.Repeat("x", maxSyncedBytes+1)),
 	} {
-		if guest, err := s.Sync("c1", dir); !errors.Is(err, ErrNotSynced) {
+		if guest, err := s.Sync("c1", dir, false); !errors.Is(err, ErrNotSynced) {
 			t.Errorf("%s: %q, %v", name, guest, err)
 		}
 	}
-	if _, err := s.Sync("c1", base+"/missing"); !errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrNotSynced) {
+	if _, err := s.Sync("c1", base+"/missing", false); !errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrNotSynced) {
 		t.Errorf("a volume that is not there: %v", err)
 	}
 	// A link in the volume is copied as a link, whatever it names.
 	g := newCopies()
-	guest, err := s.Sync("c1", make("link", func(dir string) { must(t, os.Symlink("/etc/shadow", dir+"/..1/link")) }))
+	guest, err := s.Sync("c1", make("link", func(dir string) { must(t, os.Symlink("/etc/shadow", dir+"/..1/link")) }), false)
 	must(t, err)
 	push(t, s, "c1", g)
 	if got := g.data(guest + "/..1/link"); got != "/etc/shadow" {
@@ -254,13 +297,13 @@ func TestNotSynced(t *testing.T) {
 	// A pod's volumes together are bounded too.
 	var last error
 	for i := 0; i <= maxSyncedPod/maxSyncedBytes && last == nil; i++ {
-		_, last = s.Sync("c2", write(t, fmt.Sprintf("%s/big%d", base, i), strings.Repeat("x", maxSyncedBytes-100)))
+		_, last = s.Sync("c2", write(t, fmt.Sprintf("%s/big%d", base, i), strings.Repeat("x", maxSyncedBytes-100)), false)
 	}
 	if !errors.Is(last, ErrNotSynced) {
 		t.Errorf("a pod with too much: %v", last)
 	}
 	must(t, s.Remove("c2"))
-	if _, err := s.Sync("c3", base+"/big0"); err != nil {
+	if _, err := s.Sync("c3", base+"/big0", false); err != nil {
 		t.Errorf("after the removal of the others: %v", err)
 	}
 }
@@ -270,7 +313,7 @@ func TestPushFails(t *testing.T) {
 	s, g := newShare(t), newCopies()
 	dir := t.TempDir() + "/volume"
 	kubelet(t, dir, "1", map[string]string{"key": "one"})
-	_, err := s.Sync("c1", dir)
+	_, err := s.Sync("c1", dir, false)
 	must(t, err)
 	g.err = errors.New("no")
 	if err := s.Push(context.Background(), "c1", g); err == nil || !strings.Contains(err.Error(), dir) {
@@ -281,7 +324,7 @@ func TestPushFails(t *testing.T) {
 		t.Errorf("%d volumes of %d bytes are left", n, s.synced.bytes)
 	}
 	g.err = nil
-	guest, err := s.Sync("c1", dir)
+	guest, err := s.Sync("c1", dir, false)
 	must(t, err)
 	push(t, s, "c1", g)
 	if got := g.data(guest + "/..1/key"); got != "one" {
@@ -301,7 +344,7 @@ func TestSyncedAtOnce(t *testing.T) {
 		wg.Go(func() {
 			id := fmt.Sprint("c", i)
 			for range 5 {
-				guest, err := s.Sync(id, dir)
+				guest, err := s.Sync(id, dir, false)
 				if err == nil {
 					err = s.Push(context.Background(), id, g)
 				}

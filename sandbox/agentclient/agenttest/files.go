@@ -3,11 +3,15 @@
 package agenttest
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"maps"
 	"path"
 	"strings"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/kata-v2/kata/protocols/agentpb"
@@ -35,4 +39,37 @@ func (a *Agent) Files() (map[string]string, <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return maps.Clone(a.files), a.synced
+}
+
+// Written implements agentpb.FilesService.
+func (a *Agent) Written(ctx context.Context, r *agentpb.WrittenRequest) (*agentpb.WrittenResponse, error) {
+	for {
+		a.mu.Lock()
+		data, ok := a.files[path.Join(r.Volume, r.Path)]
+		changed := a.synced
+		a.mu.Unlock()
+		if !ok {
+			return nil, status.Error(codes.NotFound, "no such file")
+		}
+		if sum := sha256.Sum256([]byte(data)); !bytes.Equal(sum[:], r.Known) {
+			return &agentpb.WrittenResponse{Changed: true, Data: []byte(data), Size: uint64(len(data))}, nil
+		}
+		if !r.Wait {
+			return &agentpb.WrittenResponse{}, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// Write is a container's write into the file of a synced volume, by volume and path.
+func (a *Agent) Write(name, data string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.files[name] = data
+	close(a.synced)
+	a.synced = make(chan struct{})
 }
