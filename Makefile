@@ -131,12 +131,19 @@ run: image ## run one container in a virtual machine under containerd
 BENCH_KERNEL := $(if $(filter command line environment,$(origin KERNEL)),$(KERNEL),small)
 BENCH_BUILD := $(CURDIR)/_build$(if $(filter small,$(BENCH_KERNEL)),/small)
 
+# BENCH_FLAGS: see `go run ./integration/cmd/bench -help`; BENCH_FLAGS=-resume goes on with a run that was cut off.
 .PHONY: bench
-bench: ## measure on the small kernel (KERNEL=debian); the result goes to _build/bench.json
+bench: ## measure on the small kernel (KERNEL=debian); the result goes to _build/bench.json and bench.svg
 	@$(MAKE) image KERNEL=$(BENCH_KERNEL)
 	$(call step,bench)
 	@go run ./integration/cmd/bench -bin $(BENCH_BUILD)/bin -images $(BENCH_BUILD)/images \
-		-modules $(KATA_CACHE)/kernel/$(if $(filter small,$(BENCH_KERNEL)),small,current)/modules -json $(CURDIR)/_build/bench.json
+		-modules $(KATA_CACHE)/kernel/$(if $(filter small,$(BENCH_KERNEL)),small,current)/modules \
+		-json $(CURDIR)/_build/bench.json -svg $(CURDIR)/_build/bench.svg $(BENCH_FLAGS)
+
+.PHONY: bench-compare
+bench-compare: ## compare _build/bench.json with an earlier one, BASE=file; fails when something is worse
+	@[ -n "$(BASE)" ] || { echo "name the earlier file: make bench-compare BASE=file"; exit 1; }
+	@go run ./integration/cmd/bench -json $(CURDIR)/_build/bench.json -compare "$(BASE)"
 
 .PHONY: install
 install: ## install a finished build below DESTDIR (default /); containerd's configuration only with CONTAINERD=1

@@ -34,15 +34,22 @@ const bareTimeout = 60 * time.Second
 // tiny init, with the product's kernel, machine type, memory and parameters and
 // no device beyond the serial port.
 func (e *Env) bareBoot() Probe {
-	row := Row{BaseRow, Bare, Milliseconds}
-	return Probe{Rows: []Row{row}, Take: func(ctx context.Context, add Add) error {
-		took, err := bootBare(ctx, e.qemuPath, e.bareArgs)
-		if err == nil {
-			add(row, took)
-		}
+	boot, memory, remove := Row{BaseRow, Bare, Milliseconds}, Row{podPSS, Bare, Mebibytes}, Row{deleteRow, Bare, Milliseconds}
+	return Probe{Rows: []Row{boot, remove, memory}, Take: func(ctx context.Context, add Add) error {
+		took, err := bootBare(ctx, e.qemuPath, e.bareArgs, func(pid int) error {
+			v, err := pss(pid)
+			add(memory, v)
+			return err
+		})
+		add(boot, milliseconds(took.boot))
+		add(remove, milliseconds(took.end))
 		return err
 	}}
 }
+
+// bareTimes are the two ends of a bare machine: from the start of QEMU to init's
+// line, and from its kill until it is gone.
+type bareTimes struct{ boot, end time.Duration }
 
 // bareArguments turns the command line of a pod's QEMU, without the program's
 // name, into that of the bare machine. What decides the speed of the boot is
@@ -78,8 +85,8 @@ func bareArguments(product []string, kernel, initrd string) ([]string, error) {
 	return args, nil
 }
 
-// bootBare returns the milliseconds from the start of QEMU to init's line.
-func bootBare(ctx context.Context, qemu string, args []string) (float64, error) {
+// bootBare boots a bare machine and ends it; up, if given, is called while it runs.
+func bootBare(ctx context.Context, qemu string, args []string, up func(pid int) error) (bareTimes, error) {
 	ctx, cancel := context.WithTimeout(ctx, bareTimeout)
 	defer cancel()
 	thread := spawn.NewThread()
@@ -91,26 +98,32 @@ func bootBare(ctx context.Context, qemu string, args []string) (float64, error) 
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return 0, err
+		return bareTimes{}, err
 	}
 	began := time.Now()
 	if err := thread.Start(cmd); err != nil {
-		return 0, fmt.Errorf("start QEMU: %w", err)
+		return bareTimes{}, fmt.Errorf("start QEMU: %w", err)
 	}
 	console, err := readUntil(bufio.NewReader(out), bareMarker)
-	took := time.Since(began)
+	took := bareTimes{boot: time.Since(began)}
+	var upErr error
+	if err == nil && up != nil {
+		upErr = up(cmd.Process.Pid)
+	}
+	began = time.Now()
 	kill := cmd.Process.Kill()
 	if errors.Is(kill, os.ErrProcessDone) {
 		kill = nil
 	}
 	_ = cmd.Wait() // it was killed, or the line below says why it ended
+	took.end = time.Since(began)
 	switch {
 	case ctx.Err() != nil:
-		return 0, fmt.Errorf("bare machine: %w; console: %s", ctx.Err(), console)
+		return bareTimes{}, fmt.Errorf("bare machine: %w; console: %s", ctx.Err(), console)
 	case err != nil:
-		return 0, fmt.Errorf("bare machine ended before its init wrote a line: %w; stderr: %s; console: %s", err, stderr.String(), console)
+		return bareTimes{}, fmt.Errorf("bare machine ended before its init wrote a line: %w; stderr: %s; console: %s", err, stderr.String(), console)
 	}
-	return milliseconds(took), kill
+	return took, errors.Join(upErr, kill)
 }
 
 // readUntil reads lines up to the one that holds marker and returns them all.

@@ -75,7 +75,7 @@ func (e *Env) cloneStart() Probe {
 			return err
 		}
 		id := c.id()
-		took, err := c.ctr(ctx, c.c.RunArgs(plugin[Kata], id, []string{"--rm"}, "true")...)
+		took, err := c.ctr(ctx, c.c.RunArgs(e.o.plugin(Kata), id, []string{"--rm"}, "true")...)
 		if err != nil {
 			return err
 		}

@@ -19,6 +19,15 @@ const settleTime = 5 * time.Second
 // containerd's log on a path of its own.
 const logTimeout = 5 * time.Second
 
+// coldStartRow is a container's whole life with `ctr run`.
+const coldStartRow = "cold-start"
+
+// deleteRow is the removal of a running container.
+const deleteRow = "delete"
+
+// podPSS is the memory of all processes that an idle container has on the host.
+const podPSS = "pod-pss"
+
 // phasesRow is the whole of a start as the shim sees it; its parts are rows of
 // this name with a dot and the part's name.
 const phasesRow = "start-phases"
@@ -26,7 +35,7 @@ const phasesRow = "start-phases"
 // coldStart measures `ctr run --rm` of true, from the start of the command to
 // its exit, and with Kata the parts of the start.
 func (e *Env) coldStart(runtime string) Probe {
-	row := Row{"cold-start", runtime, Milliseconds}
+	row := Row{coldStartRow, runtime, Milliseconds}
 	rows := []Row{row}
 	if runtime == Kata {
 		rows = append(rows, Row{phasesRow, Kata, Milliseconds})
@@ -36,7 +45,7 @@ func (e *Env) coldStart(runtime string) Probe {
 	}
 	return Probe{Rows: rows, Take: func(ctx context.Context, add Add) error {
 		id := e.id()
-		took, err := e.ctr(ctx, e.c.RunArgs(plugin[runtime], id, []string{"--rm"}, "true")...)
+		took, err := e.ctr(ctx, e.c.RunArgs(e.o.plugin(runtime), id, []string{"--rm"}, "true")...)
 		if err != nil {
 			return err
 		}
@@ -82,10 +91,10 @@ func (e *Env) pod(runtime string) Probe {
 		shim   = Row{"shim-pss", runtime, Mebibytes}
 		vmm    = Row{"vmm-pss", runtime, Mebibytes}
 		fsd    = Row{"virtiofsd-pss", runtime, Mebibytes}
-		total  = Row{"pod-pss", runtime, Mebibytes}
+		total  = Row{podPSS, runtime, Mebibytes}
 		first  = Row{"exec-first", runtime, Milliseconds}
 		exec   = Row{"exec", runtime, Milliseconds}
-		remove = Row{"delete", runtime, Milliseconds}
+		remove = Row{deleteRow, runtime, Milliseconds}
 	)
 	rows := []Row{exec, first, remove, shim}
 	if runtime == Kata {
@@ -128,7 +137,7 @@ func (e *Env) pod(runtime string) Probe {
 // in any case; the time of the task's removal is a sample of the row remove.
 func (e *Env) withContainer(ctx context.Context, runtime string, remove Row, add Add, f func(id string) error) error {
 	id := e.id()
-	if _, err := e.ctr(ctx, e.c.RunArgs(plugin[runtime], id, []string{"--detach"}, "sleep", "1000000")...); err != nil {
+	if _, err := e.ctr(ctx, e.c.RunArgs(e.o.plugin(runtime), id, []string{"--detach"}, "sleep", "1000000")...); err != nil {
 		return err
 	}
 	err := f(id)

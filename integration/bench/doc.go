@@ -15,8 +15,8 @@
 //	end         everything is removed; what is left behind is an error
 //
 // To add a measurement, write a Probe and add it to Probes: its rows appear in
-// the table and in the file by themselves. A failing sample ends the run: a
-// figure that leaves out failures is none.
+// the table and in the file by themselves. A probe with a failing sample has no
+// figures, and the run fails at its end: a figure that leaves out failures is none.
 package bench
 
 // BaseRow is the row that every duration is compared with.

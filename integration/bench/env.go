@@ -17,9 +17,6 @@ import (
 	"github.com/kata-v2/kata/integration/lab"
 )
 
-// plugin is what containerd calls the runtimes of the rows.
-var plugin = map[string]string{Kata: "io.containerd.kata.v2", Runc: "io.containerd.runc.v2"}
-
 // callTimeout bounds one ctr command.
 const callTimeout = 60 * time.Second
 
@@ -36,8 +33,17 @@ type Options struct {
 	Snapshotter string
 	// N is the number of samples of each row.
 	N int
-	// Only names the rows to measure; empty for all. BaseRow is always one of them.
+	// Only names the rows to measure; empty for all but what has to be asked for.
+	// BaseRow is always one of them.
 	Only []string
+	// Peers are more runtimes to measure beside runc, which have to be installed.
+	Peers []Peer
+	// Budget, when set, is the time after which no further sample is begun.
+	Budget time.Duration
+	// Path, when set, is a file that gets the report as far as it is, after each sample.
+	Path string
+	// Resume, when set, is the report of a run that this one goes on with.
+	Resume *Report
 	// Progress gets a line for each step.
 	Progress io.Writer
 }
@@ -52,23 +58,21 @@ type Env struct {
 	qemuPath string
 	bareArgs []string
 	phases   []string // of a start, in order
-	facts    []fact
+	facts    []Fact
 	onDisks  *Env // of pods with EROFS roots; nil until one is measured
 	cloned   *Env // of pods that start from a template; nil until one is measured
 }
 
-// fact is a line above the table: what the figures depend on.
-type fact struct{ name, value string }
-
 // Run takes all samples. It returns after everything that it started is gone;
 // when ctx is done that is some seconds later, with an error.
 func Run(ctx context.Context, o Options) (_ *Report, err error) {
+	began := time.Now()
 	dir, err := os.MkdirTemp("", "kata-lab-bench-")
 	if err != nil {
 		return nil, fmt.Errorf("bench: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	c, err := lab.Start(ctx, lab.Options{Version: o.Version, ShimDir: o.Bin, Snapshotter: o.Snapshotter, CRI: true, Kata: &lab.Kata{Images: o.Images}})
+	c, err := lab.Start(ctx, lab.Options{Version: o.Version, ShimDir: o.Bin, Snapshotter: o.Snapshotter, CRI: true, Kata: &lab.Kata{Images: o.Images}, ExtraConfig: peerHandlers(o)})
 	if err != nil {
 		return nil, err
 	}
@@ -85,19 +89,40 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	if err := e.learn(ctx); err != nil {
 		return nil, e.explain(err)
 	}
+	return e.measure(ctx, began)
+}
+
+// measure runs the probes that are wanted and makes the report.
+func (e *Env) measure(ctx context.Context, began time.Time) (*Report, error) {
+	o := e.o
 	probes, err := selectProbes(e.Probes(), o.Only)
 	if err != nil {
 		return nil, err
-	}
-	r := runner{n: o.N, progress: o.Progress}
-	if err := r.run(ctx, probes); err != nil {
-		return nil, e.explain(err)
 	}
 	fixed, err := sizes(o)
 	if err != nil {
 		return nil, err
 	}
-	return &Report{Results: append(r.results(probes), fixed...), facts: e.facts}, nil
+	r := runner{n: o.N, progress: o.Progress}
+	if o.Budget > 0 {
+		r.until = began.Add(o.Budget)
+	}
+	if o.Resume != nil {
+		if err := o.Resume.resumable(e.facts); err != nil {
+			return nil, err
+		}
+		r.samples = o.Resume.samples()
+	}
+	report := func() *Report {
+		return &Report{Facts: e.facts, Complete: r.complete(probes), Failed: r.failures(probes), Results: append(r.results(probes), fixed...)}
+	}
+	if o.Path != "" {
+		r.save = func() error { return report().WriteFile(o.Path) }
+	}
+	if err := r.run(ctx, probes); err != nil {
+		return nil, e.explain(err)
+	}
+	return report(), nil
 }
 
 // explain adds the end of the daemon's log, which holds the shim's lines.
@@ -111,17 +136,22 @@ func (e *Env) explain(err error) error {
 
 // Probes are all measurements, in the order of a round.
 func (e *Env) Probes() []Probe {
-	return []Probe{
-		e.bareBoot(),
-		e.coldStart(Kata), e.coldStart(Runc),
-		e.pod(Kata), e.pod(Runc),
-		e.rawVsock(), e.streams(),
-		e.pods(Kata), e.pods(Runc),
+	probes := []Probe{e.bareBoot()}
+	for _, r := range e.o.runtimes() {
+		probes = append(probes, e.coldStart(r))
+	}
+	for _, r := range e.o.runtimes() {
+		probes = append(probes, e.pod(r))
+	}
+	probes = append(probes, e.rawVsock(), e.streams())
+	for _, r := range e.o.runtimes() {
+		probes = append(probes, e.pods(r))
+	}
+	return append(probes,
 		e.crowd(4), e.crowd(16),
 		e.cloneStart(), e.cloneMemory(),
 		e.firstBytes(), e.rootReads(), e.attach(),
-		e.idle(),
-	}
+		e.idle())
 }
 
 // id names one more container.

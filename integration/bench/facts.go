@@ -4,6 +4,7 @@ package bench
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"os/exec"
@@ -63,14 +64,33 @@ func (e *Env) collectFacts(ctx context.Context) error {
 		return fmt.Errorf("bench: load: %w", err)
 	}
 	average, _, _ := strings.Cut(string(load), " ")
-	e.facts = []fact{
+	programs, err := digests(filepath.Join(e.o.Bin, shimFile), filepath.Join(e.o.Images, images.InitrdFile), filepath.Join(e.o.Images, images.KernelFile))
+	if err != nil {
+		return err
+	}
+	e.facts = []Fact{
 		{"host", fmt.Sprintf("%d cores, kernel %s, load %s before", runtime.NumCPU(), unix.ByteSliceToString(u.Release[:]), average)},
 		{"guest kernel", m.Kernel.Release},
+		{factPrograms, programs},
 		{"QEMU", qemu},
 		{"containerd", e.o.Version + ", snapshotter " + e.o.Snapshotter},
 		{BaseRow, shellLine(append([]string{e.qemuPath}, e.bareArgs...))},
 	}
 	return nil
+}
+
+// digests tells files apart: the first bytes of the SHA-256 of each.
+func digests(paths ...string) (string, error) {
+	var out []string
+	for _, path := range paths {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return "", fmt.Errorf("bench: %w", err)
+		}
+		sum := sha256.Sum256(b)
+		out = append(out, fmt.Sprintf("%s %x", filepath.Base(path), sum[:6]))
+	}
+	return strings.Join(out, ", "), nil
 }
 
 // shellLine writes a command as one types it.

@@ -26,7 +26,7 @@ const (
 )
 
 // podsRow begins the names of the rows of pods at one time.
-const podsRow = "pods-"
+const podsRow = podStart + "-"
 
 func podsAtOnce(n int) string { return fmt.Sprintf("%s%d", podsRow, n) }
 func bareAtOnce(n int) string { return fmt.Sprintf("%s-%d", BaseRow, n) }
@@ -52,6 +52,8 @@ func (e *Env) handler(runtime string) string {
 	switch {
 	case runtime == Runc:
 		return lab.HandlerRunc
+	case runtime != Kata:
+		return peerHandler(runtime)
 	case strings.HasPrefix(e.o.Version, "1."):
 		return lab.HandlerPause
 	}
@@ -156,7 +158,7 @@ func (e *Env) crowd(n int) Probe {
 		ctx, cancel := context.WithTimeout(ctx, time.Duration(n)*callTimeout)
 		defer cancel()
 		began := time.Now()
-		_, err := all(n, func(int) (float64, error) { return bootBare(ctx, e.qemuPath, e.bareArgs) })
+		_, err := all(n, func(int) (bareTimes, error) { return bootBare(ctx, e.qemuPath, e.bareArgs, nil) })
 		if err != nil {
 			return err
 		}

@@ -11,64 +11,71 @@ import (
 	"unicode/utf8"
 )
 
-// Report is a finished run.
-type Report struct {
-	Results []Result
-	facts   []fact
-}
-
 // WriteTable prints what was measured in, one line for each row with its ratios,
-// and the figures to reach.
+// what failed, and the figures to reach.
 func (r *Report) WriteTable(w io.Writer) error {
 	var b strings.Builder
-	for _, f := range r.facts {
-		fmt.Fprintf(&b, "%-18s %s\n", f.name, f.value)
+	for _, f := range r.Facts {
+		fmt.Fprintf(&b, "%-18s %s\n", f.Name, f.Value)
 	}
 	b.WriteByte('\n')
-	refs := references(r.Results)
+	columns := []string{BaseRow, Runc}
+	columns = slices.DeleteFunc(columns, func(ref string) bool {
+		return !slices.ContainsFunc(r.Results, func(res Result) bool { _, ok := res.VS[ref]; return ok })
+	})
 	head := []string{"name", "runtime", "n", "median", "min", "max", "unit"}
-	for _, ref := range refs {
+	for _, ref := range columns {
 		head = append(head, "× "+ref)
 	}
-	grid := [][]string{head}
+	grid := [][]string{append(head, "× others")}
 	for _, res := range r.Results {
 		line := []string{res.Name, res.Runtime, strconv.Itoa(res.N), number(res.Median), number(res.Min), number(res.Max), string(res.Unit)}
-		for _, ref := range refs {
-			cell := ""
-			if v, ok := res.VS[ref]; ok {
-				cell = fmt.Sprintf("%.2f", v)
-			}
-			line = append(line, cell)
+		for _, ref := range columns {
+			line = append(line, res.ratio(ref))
 		}
-		grid = append(grid, line)
+		grid = append(grid, append(line, res.otherRatios(columns)))
 	}
 	b.WriteString(align(grid))
+	for _, f := range r.Failed {
+		fmt.Fprintf(&b, "\nno figures of %s: %s\n", strings.Join(f.Rows, ", "), f.Error)
+	}
+	if !r.Complete && len(r.Failed) == 0 {
+		b.WriteString("\nnot complete: -resume goes on with it\n")
+	}
 	b.WriteString("\n" + judge(r.Results))
 	_, err := io.WriteString(w, b.String())
 	return err
 }
 
-// references are the rows and runtimes that anything is compared with, BaseRow first.
-func references(results []Result) []string {
+// ratio prints a ratio with its spread, nothing where there is none.
+func (r Result) ratio(ref string) string {
+	v, ok := r.VS[ref]
+	if !ok {
+		return ""
+	}
+	s, ok := r.Spread[ref]
+	if !ok {
+		return twoDecimals(v)
+	}
+	return fmt.Sprintf("%s (%s–%s)", twoDecimals(v), twoDecimals(s[0]), twoDecimals(s[1]))
+}
+
+// otherRatios are those that have no column, each with what it is compared with.
+func (r Result) otherRatios(columns []string) string {
 	var refs []string
-	for _, r := range results {
-		for ref := range r.VS {
-			if !slices.Contains(refs, ref) {
-				refs = append(refs, ref)
-			}
+	for ref := range r.VS {
+		if !slices.Contains(columns, ref) {
+			refs = append(refs, ref)
 		}
 	}
-	slices.SortFunc(refs, func(a, b string) int {
-		if (a == BaseRow) != (b == BaseRow) {
-			if a == BaseRow {
-				return -1
-			}
-			return 1
-		}
-		return strings.Compare(a, b)
-	})
-	return refs
+	slices.Sort(refs)
+	for i, ref := range refs {
+		refs[i] = r.ratio(ref) + " " + ref
+	}
+	return strings.Join(refs, ", ")
 }
+
+func twoDecimals(v float64) string { return strconv.FormatFloat(v, 'f', 2, 64) }
 
 // number prints three to four significant digits of what may be 0.01 or 10000.
 func number(v float64) string {
@@ -80,6 +87,9 @@ func number(v float64) string {
 	}
 	return strconv.FormatFloat(v, 'f', 4, 64)
 }
+
+// wordColumns are those that begin at the left.
+var wordColumns = []string{"name", "runtime", "unit", "verdict", "× others"}
 
 // align pads the columns: words to the left, numbers to the right.
 func align(grid [][]string) string {
@@ -94,7 +104,7 @@ func align(grid [][]string) string {
 		var out strings.Builder
 		for i, cell := range line {
 			pad := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
-			if grid[0][i] == "name" || grid[0][i] == "runtime" || grid[0][i] == "unit" {
+			if slices.Contains(wordColumns, grid[0][i]) {
 				out.WriteString(cell + pad + "  ")
 			} else {
 				out.WriteString(pad + cell + "  ")
