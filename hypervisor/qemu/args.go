@@ -204,9 +204,24 @@ func kernelCommandLine(c hypervisor.Config, l layout) string {
 	p = append(p, machineParams(l)...)
 	p = append(p, memoryParams(c)...)
 	p = append(p, cpuParams(c, l.Accelerator)...)
+	p = append(p, emulatorParams(l.Accelerator)...)
 	p = append(p, c.KernelParams...)
 	if c.ReadyParam != "" && l.ReadyPort != 0 {
 		p = append(p, fmt.Sprintf("%s=%d", c.ReadyParam, l.ReadyPort))
 	}
 	return strings.Join(p, " ")
+}
+
+// emulatorParams are what a guest needs whose CPU is QEMU's emulator. That keeps
+// what it has translated of a page of memory until the CPU writes to the page, and
+// does not see what a device in another process writes there (vhost-user: the
+// shared file system, vsock). So a page that held a program, was freed, and then
+// got another program's text from the file system would still run as the first
+// one. init_on_alloc=1 has the CPU write to every page before it is used again
+// (docs/decisions.md, "Wrong code after a device's write").
+func emulatorParams(accel string) []string {
+	if accel != TCG {
+		return nil
+	}
+	return []string{"init_on_alloc=1"}
 }
