@@ -61,6 +61,7 @@ image: setup build $(if $(filter small,$(KERNEL)),kernel) ## build guest kernel,
 	$(call step,image)
 	@go run ./images/cmd/kata-image -agent $(KATA_BUILD)/bin/kata-agent \
 		-engine $(KATA_CACHE)/crun/crun -engine-version "$$(cat $(KATA_CACHE)/crun/version)" \
+		-iptables $(KATA_CACHE)/iptables/iptables -iptables-version "$$(cat $(KATA_CACHE)/iptables/version)" \
 		-kernel $(KERNEL_DIR) -kernel-package "$$(readlink $(KERNEL_DIR))" \
 		-version $(VERSION) -out $(KATA_BUILD)/images
 

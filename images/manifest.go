@@ -32,7 +32,7 @@ type Manifest struct {
 	Format int `json:"format"`
 	// Version is the version of this repository that built the images.
 	Version string `json:"version"`
-	// CreatedFrom are the versions of what went in, by name: "agent", "crun".
+	// CreatedFrom are the versions of what went in, by name: "agent", "crun", "iptables".
 	CreatedFrom map[string]string `json:"created_from"`
 	// Kernel is where the kernel comes from.
 	Kernel Kernel `json:"kernel"`

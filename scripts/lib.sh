@@ -13,6 +13,7 @@ CONTAINERD_24_VERSION=v2.4.2
 KERNEL_SERIES=6.1.0
 KERNEL_PACKAGE=linux-image-6.1.0-54-cloud-amd64
 CRUN_SOURCE_VERSION=1.8.1
+IPTABLES_SOURCE_VERSION=1.8.9
 # The source of the kernel that `make kernel` builds.
 KERNEL_SOURCE=linux-source-6.12
 KERNEL_SOURCE_SUITE=trixie
@@ -61,6 +62,34 @@ install_packages() {
 		apt-get -qq update >&2
 		"${install[@]}" >&2
 	}
+}
+
+# source_package WORK PACKAGE VERSION: Debian 12's source of PACKAGE in WORK/src, and its version in $version,
+# which must be VERSION up to Debian's revision.
+source_package() {
+	local work=$1 package=$2 pinned=$3 dsc
+	"$here/../../scripts/apt-private.sh" source bookworm "$work" "$package"
+	dsc=$(find "$work" -maxdepth 1 -name "${package}_*.dsc")
+	version=$(sed -n 's/^Version: //p' "$dsc" | head -1)
+	case $version in
+	"$pinned"-*) ;;
+	*) die "$package: Debian's source package is $version, $pinned is pinned: look at the difference, then change scripts/lib.sh" ;;
+	esac
+	# The archive's signature on the index has vouched for the file already.
+	dpkg-source --no-check -x "$dsc" "$work/src" >/dev/null 2>"$work/log"
+}
+
+# guest_program WORK PACKAGE FILE NAME OUT KEY: FILE, which was built below WORK, becomes OUT/NAME, stripped, with the
+# file "version" beside it, provided that it is static.
+guest_program() {
+	local work=$1 package=$2 file=$3 name=$4 out=$5 key=$6
+	strip "$file"
+	if readelf -l "$file" | grep -q INTERP; then die "$package: the built program is not static"; fi
+	mkdir "$work/out"
+	install -m 755 "$file" "$work/out/$name"
+	printf '%s\n' "$version" >"$work/out/version"
+	replace "$work/out" "$out" "$key"
+	say "$package: $version, $(stat -c %s "$out/$name") bytes"
 }
 
 # newer_program WORK BINARY "LIBRARY…" PACKAGE…: a program of trixie that runs on

@@ -25,7 +25,8 @@ cat >"$out/$name/SOURCES" <<TEXT
 images/vmlinux is Linux (GPL-2.0), built by scripts/kernel-build.sh from Debian's package
 $KERNEL_SOURCE $(cat "$kernel/version") with images/kernel.config.
 images/kata-initrd.img holds crun (GPL-2.0), built by images/crun/build.sh from Debian's source package
-crun $(cat "$KATA_CACHE/crun/version"). Everything else is of this repository (LICENSE).
+crun $(cat "$KATA_CACHE/crun/version"), and iptables (GPL-2.0), built by images/iptables/build.sh from Debian's source
+package iptables $(cat "$KATA_CACHE/iptables/version"). Everything else is of this repository (LICENSE).
 TEXT
 (cd "$out/$name" && find . -type f -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' sha256sum) >"$out/$name.sha256"
 cp "$out/$name.sha256" "$out/$name/SHA256SUMS"

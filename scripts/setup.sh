@@ -9,7 +9,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib.sh
 . "$here/lib.sh"
 
-# Debian packages: VMM and its virtio-fs daemon, what builds the guest's engine,
+# Debian packages: VMM and its virtio-fs daemon, what builds the guest's programs,
 # the protocol compiler, and the tools that the lab calls.
 packages=(
 	qemu-system-x86 qemu-system-common busybox-static
@@ -35,6 +35,7 @@ rm -rf "$KATA_CACHE/tmp"
 
 "$here/kernel.sh"
 "$here/../images/crun/build.sh"
+"$here/../images/iptables/build.sh"
 "$here/virtiofsd.sh"
 "$here/erofs.sh"
 "$here/containerd.sh"

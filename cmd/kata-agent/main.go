@@ -16,6 +16,7 @@ import (
 	"os"
 
 	guestagent "github.com/kata-v2/kata/guest-agent"
+	"github.com/kata-v2/kata/guest-agent/boot"
 	"github.com/kata-v2/kata/guest-agent/podinit"
 )
 
@@ -26,6 +27,9 @@ func main() {
 	if os.Args[0] == podinit.Name {
 		fmt.Fprintln(os.Stderr, podinit.Main())
 		os.Exit(1)
+	}
+	if os.Args[0] == boot.Modprobe {
+		os.Exit(boot.ModprobeMain(os.Args[1:]))
 	}
 	if len(os.Args) > 1 && (os.Args[1] == "--version" || os.Args[1] == "-v") {
 		fmt.Println("kata-agent version " + version)

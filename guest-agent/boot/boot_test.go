@@ -155,3 +155,26 @@ func TestModuleCycleEnds(t *testing.T) {
 		t.Error("a cycle was accepted")
 	}
 }
+
+// A request of the kernel names a module or an alias, and options.
+func TestDemandedModules(t *testing.T) {
+	dir := modDir(t, "extra base_x.ko\nextra xt_far.ko\n", map[string]string{
+		"base_x.ko": "\x00depends=\x00", "xt_far.ko": "\x00depends=base_x\x00", "alias": "ipt_far xt_far.ko\nip6t-far xt_far.ko\n",
+	})
+	for _, args := range [][]string{{"-q", "--", "ipt_far"}, {"ip6t_far", "-q"}, {"xt-far"}} {
+		var loaded []string
+		m, err := openModules(dir, func(path, _ string) error {
+			loaded = append(loaded, filepath.Base(path))
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.demanded(args); err != nil || strings.Join(loaded, " ") != "base_x.ko xt_far.ko" {
+			t.Errorf("%q loads %q, %v", args, loaded, err)
+		}
+		if err := m.demanded([]string{"-q", "--", "net-pf-99"}); err == nil || !strings.Contains(err.Error(), "net_pf_99") {
+			t.Errorf("got %v; want the name that the image does not have", err)
+		}
+	}
+}

@@ -38,6 +38,9 @@ type Modules struct {
 	groups map[string][]module // read-only after OpenModules
 	once   map[string]func() error
 	mu     sync.Mutex // serialises loads by name
+
+	demand    sync.Once // OnDemand
+	demandErr error
 }
 
 // OpenModules reads dir/order. Without that file everything is built into the

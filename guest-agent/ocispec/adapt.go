@@ -42,6 +42,12 @@ func IsPause(s *specs.Spec) bool {
 	return s.Annotations[annotationKataType] == "pod_sandbox" || s.Annotations[annotationCRIType] == "sandbox"
 }
 
+// MayFilter says whether the container's programs may set rules of the packet
+// filter, for which the kernel may need modules.
+func MayFilter(s *specs.Spec) bool {
+	return s.Process != nil && s.Process.Capabilities != nil && slices.Contains(s.Process.Capabilities.Bounding, "CAP_NET_ADMIN")
+}
+
 // Wants says whether s lists a namespace of type t without a path, that is a new
 // one or the pod's.
 func Wants(s *specs.Spec, t specs.LinuxNamespaceType) bool {

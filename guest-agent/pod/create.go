@@ -123,6 +123,11 @@ func (p *Pod) create(ctx context.Context, req *agentpb.CreateContainerRequest, s
 	if err := p.setSysctls(sysctls); err != nil {
 		return nil, err
 	}
+	if ocispec.MayFilter(spec) {
+		if err := p.cfg.Modules.OnDemand(); err != nil {
+			return nil, err
+		}
+	}
 	c.sharedPID = place.SharedPID
 	c.poststart = spec.Hooks != nil && len(spec.Hooks.Poststart) > 0
 	c.poststop = spec.Hooks != nil && len(spec.Hooks.Poststop) > 0

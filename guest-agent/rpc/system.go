@@ -3,15 +3,11 @@
 package rpc
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
-	"strconv"
 	"strings"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -112,89 +108,6 @@ func (s *Service) ResizeVolume(ctx context.Context, req *agentpb.ResizeVolumeReq
 		return nil, fmt.Errorf("resize %s to %d bytes: %w", req.VolumeGuestPath, req.Size, errno)
 	}
 	return empty, nil
-}
-
-// GetIPTables dumps the filter rules, when the image has the tool.
-func (s *Service) GetIPTables(ctx context.Context, req *agentpb.GetIPTablesRequest) (*agentpb.GetIPTablesResponse, error) {
-	out, err := s.tool(ctx, iptablesTool(req.IsIpv6, "save"), nil)
-	return &agentpb.GetIPTablesResponse{Data: out}, err
-}
-
-// SetIPTables loads filter rules, when the image has the tool.
-func (s *Service) SetIPTables(ctx context.Context, req *agentpb.SetIPTablesRequest) (*agentpb.SetIPTablesResponse, error) {
-	out, err := s.tool(ctx, iptablesTool(req.IsIpv6, "restore"), req.Data)
-	return &agentpb.SetIPTablesResponse{Data: out}, err
-}
-
-func iptablesTool(v6 bool, what string) string {
-	if v6 {
-		return "ip6tables-" + what
-	}
-	return "iptables-" + what
-}
-
-// tool runs a program of the guest image with data as its input.
-func (s *Service) tool(ctx context.Context, name string, data []byte) ([]byte, error) {
-	path := ""
-	for _, dir := range []string{"/usr/sbin/", "/sbin/", "/usr/bin/", "/bin/"} {
-		if _, err := os.Stat(dir + name); err == nil {
-			path = dir + name
-			break
-		}
-	}
-	if path == "" {
-		return nil, fault.New(fault.Unimplemented, "the guest image has no %s: add it to the image", name)
-	}
-	// Files, not pipes: nothing here has to be read and written at the same time.
-	in, err := tempFile(data)
-	if err != nil {
-		return nil, err
-	}
-	defer in.Close()
-	out, err := tempFile(nil)
-	if err != nil {
-		return nil, err
-	}
-	defer out.Close()
-	pidfd := -1
-	_, exit, err := s.Reaper.Start(path, []string{name}, &syscall.ProcAttr{
-		Dir: "/", Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
-		Files: []uintptr{in.Fd(), out.Fd(), out.Fd()}, Sys: &syscall.SysProcAttr{PidFD: &pidfd},
-	})
-	if pidfd >= 0 {
-		defer unix.Close(pidfd)
-	}
-	if err != nil {
-		return nil, err
-	}
-	code := 0
-	select {
-	case st := <-exit:
-		code = st.Code
-	case <-ctx.Done():
-		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
-		<-exit
-		return nil, context.Cause(ctx)
-	}
-	b, err := os.ReadFile("/proc/self/fd/" + strconv.Itoa(int(out.Fd())))
-	if code != 0 {
-		return nil, errors.Join(fault.New(fault.FailedPrecondition, "%s failed with status %d: %s", name, code, bytes.TrimSpace(b)), err)
-	}
-	return b, err
-}
-
-// tempFile is an anonymous file holding data, to be read from its beginning.
-func tempFile(data []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate("kata-agent", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(fd), "memfd")
-	if _, err := f.WriteAt(data, 0); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }
 
 // GetMetrics describes the guest in Prometheus text format.

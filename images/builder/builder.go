@@ -2,7 +2,8 @@
 
 // Package builder makes the guest's images: the uncompressed kernel of a
 // distribution's package and an initial root file system that holds the agent,
-// its OCI engine, the kernel modules that they need, and nothing else.
+// its OCI engine, the packet filter's tool, the kernel modules that they need, and
+// nothing else.
 package builder
 
 import (
@@ -21,12 +22,16 @@ import (
 
 // MaxRoot is the most that the root image may have, in bytes: its size is
 // copied and unpacked at every cold start.
-const MaxRoot = 20 << 20
+const MaxRoot = 16 << 20
 
 // Options say what goes in.
 type Options struct {
 	// Agent and Engine are the static programs that become /init and /usr/bin/crun.
 	Agent, Engine string
+	// IPTables is the static program that becomes /usr/bin/iptables and, by the name that
+	// it is called by, iptables-save and the like. Without one the agent has no access to
+	// the guest's packet filter.
+	IPTables string
 	// KernelPackage is a directory with an unpacked kernel package, or one that
 	// scripts/kernel-build.sh made: boot/vmlinuz-<release> or boot/vmlinux-<release>,
 	// lib/modules/<release>, and a file "version" with the package's version.
@@ -35,8 +40,8 @@ type Options struct {
 	PackageName string
 	// Modules are the wanted kernel modules; nil means modules.Default.
 	Modules []modules.Want
-	// Version, AgentVersion and EngineVersion go into the manifest.
-	Version, AgentVersion, EngineVersion string
+	// Version and those of the programs go into the manifest.
+	Version, AgentVersion, EngineVersion, IPTablesVersion string
 	// Out is the directory for the images; it is made when missing.
 	Out string
 }
@@ -74,6 +79,9 @@ func Build(o Options) (*images.Manifest, error) {
 		Version:     o.Version,
 		CreatedFrom: map[string]string{"agent": o.AgentVersion, "crun": o.EngineVersion},
 		Kernel:      images.Kernel{Package: o.PackageName, Version: strings.TrimSpace(string(packageVersion)), Release: release},
+	}
+	if o.IPTables != "" {
+		m.CreatedFrom["iptables"] = o.IPTablesVersion
 	}
 	for _, name := range []string{images.KernelFile, images.InitrdFile} {
 		f, err := images.Describe(filepath.Join(o.Out, name))
@@ -138,6 +146,16 @@ func Root(o Options, release string) ([]cpio.Entry, error) {
 	for _, dir := range []string{"proc", "sys", "run"} {
 		entries = append(entries, cpio.Dir(dir, 0o755))
 	}
+	if o.IPTables != "" {
+		tool, err := os.ReadFile(o.IPTables)
+		if err != nil {
+			return nil, fmt.Errorf("iptables: %w", err)
+		}
+		entries = append(entries, cpio.File("usr/bin/iptables", 0o755, tool))
+		for _, name := range toolNames {
+			entries = append(entries, cpio.Symlink("usr/bin/"+name, "iptables"))
+		}
+	}
 	wants := o.Modules
 	if wants == nil {
 		wants = modules.Default
@@ -149,8 +167,18 @@ func Root(o Options, release string) ([]cpio.Entry, error) {
 	for _, m := range picked {
 		entries = append(entries, cpio.File(modules.Dir+"/"+m.File, 0o644, m.Data))
 	}
-	return append(entries, cpio.File(modules.Dir+"/order", 0o644, modules.Order(picked))), nil
+	aliases, err := modules.Aliases(picked)
+	if err != nil {
+		return nil, err
+	}
+	return append(entries, cpio.File(modules.Dir+"/order", 0o644, modules.Order(picked)),
+		cpio.File(modules.Dir+"/alias", 0o644, aliases),
+		// The kernel asks for modules by it, when the agent lets it (guest-agent/boot, OnDemand).
+		cpio.Symlink("usr/bin/kata-modprobe", "/init")), nil
 }
+
+// toolNames are what the packet filter's tool is called by, beside its own name.
+var toolNames = []string{"iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"}
 
 // writeFile writes beside the target and renames, so that a running VM keeps the
 // file that it started with; equal content leaves the target and its times alone.

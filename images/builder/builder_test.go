@@ -5,6 +5,7 @@ package builder
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -97,9 +98,32 @@ func TestBuildOfAnUncompressedKernel(t *testing.T) {
 	}
 }
 
+// The packet filter's tool is one program with several names.
+func TestRootHoldsTheTool(t *testing.T) {
+	o := options(t, 10)
+	o.IPTables, o.IPTablesVersion = o.Engine, "1.8.9"
+	m, err := Build(o)
+	if err != nil || m.CreatedFrom["iptables"] != "1.8.9" {
+		t.Fatalf("made from %v, %v", m, err)
+	}
+	entries, err := Root(o, "6.1.0-9-cloud-amd64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]bool{}
+	for _, e := range entries {
+		found[e.Name] = true
+	}
+	for _, name := range []string{"iptables", "iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore", "kata-modprobe"} {
+		if !found["usr/bin/"+name] {
+			t.Errorf("no /usr/bin/%s", name)
+		}
+	}
+}
+
 func TestBuildBoundsTheRoot(t *testing.T) {
 	_, err := Build(options(t, MaxRoot))
-	if err == nil || !strings.Contains(err.Error(), "init (20971520)") {
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("init (%d)", MaxRoot)) {
 		t.Errorf("got %v; want the limit and the largest files", err)
 	}
 }
@@ -108,6 +132,7 @@ func TestBuildNamesTheMissingPiece(t *testing.T) {
 	for want, spoil := range map[string]func(*Options){
 		"agent":           func(o *Options) { o.Agent = "/nowhere/agent" },
 		"OCI engine":      func(o *Options) { o.Engine = "/nowhere/crun" },
+		"iptables":        func(o *Options) { o.IPTables = "/nowhere/iptables" },
 		"holds 0 kernels": func(o *Options) { o.KernelPackage = "/nowhere" },
 		"gone is neither": func(o *Options) { o.Modules = []modules.Want{{Group: modules.Boot, Name: "gone"}} },
 	} {

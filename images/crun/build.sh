@@ -18,15 +18,7 @@ current "$out" "$key" && exit 0
 say "crun: building $CRUN_SOURCE_VERSION static (about half a minute, once)"
 work=$(scratch)
 trap 'rm -rf "$work"' EXIT
-"$here/../../scripts/apt-private.sh" source bookworm "$work" crun
-dsc=$(find "$work" -name 'crun_*.dsc')
-version=$(sed -n 's/^Version: //p' "$dsc" | head -1)
-case $version in
-"$CRUN_SOURCE_VERSION"-*) ;;
-*) die "crun: Debian's source package is $version, $CRUN_SOURCE_VERSION is pinned: look at the difference, then change scripts/lib.sh" ;;
-esac
-# The archive's signature on the index has vouched for the file already.
-dpkg-source --no-check -x "$dsc" "$work/src" >/dev/null 2>"$work/log"
+source_package "$work" crun "$CRUN_SOURCE_VERSION"
 (
 	cd "$work/src"
 	# gcrypt only keys a cache of seccomp programs, which a fresh guest never has warm;
@@ -39,11 +31,5 @@ dpkg-source --no-check -x "$dsc" "$work/src" >/dev/null 2>"$work/log"
 	tail -30 "$work/log" >&2
 	die "crun: the build failed; its last lines are above"
 }
-strip "$work/src/crun"
 "$work/src/crun" --version | grep -q "^crun version $CRUN_SOURCE_VERSION" || die "crun: the built program does not run"
-if readelf -l "$work/src/crun" | grep -q INTERP; then die "crun: the built program is not static"; fi
-mkdir "$work/out"
-install -m 755 "$work/src/crun" "$work/out/crun"
-printf '%s\n' "$version" >"$work/out/version"
-replace "$work/out" "$out" "$key"
-say "crun: $version, $(stat -c %s "$out/crun") bytes"
+guest_program "$work" crun "$work/src/crun" crun "$out" "$key"

@@ -7,7 +7,8 @@
 // The guest finds them as /lib/modules/kata/<file>.ko beside the text file
 // "order", one line for each module: group, file, and optional parameters,
 // separated by blanks; a module stands after everything that it depends on, and
-// in the group in which it is needed first.
+// in the group in which it is needed first. The file "alias" says by which other
+// names the kernel asks for them: alias, file.
 package modules
 
 import (
@@ -57,6 +58,15 @@ var Default = []Want{
 	{Serial, "virtio_console", ""},
 	{Extra, "virtio_rng", ""}, {Extra, "virtio_balloon", ""}, {Extra, "virtio_mem", ""}, {Extra, "erofs", ""},
 	{Extra, "dm_verity", ""},
+	// The packet filter: what rules of iptables need that are for services, sidecar
+	// proxies and firewalls. Loaded one by one, when the kernel asks for them.
+	{Extra, "iptable_filter", ""}, {Extra, "iptable_nat", ""}, {Extra, "iptable_mangle", ""}, {Extra, "iptable_raw", ""},
+	{Extra, "ip6table_filter", ""}, {Extra, "ip6table_nat", ""}, {Extra, "ip6table_mangle", ""}, {Extra, "ip6table_raw", ""},
+	{Extra, "xt_tcpudp", ""}, {Extra, "xt_conntrack", ""}, {Extra, "xt_state", ""}, {Extra, "xt_addrtype", ""}, {Extra, "xt_comment", ""},
+	{Extra, "xt_multiport", ""}, {Extra, "xt_mark", ""}, {Extra, "xt_connmark", ""}, {Extra, "xt_limit", ""}, {Extra, "xt_owner", ""},
+	{Extra, "xt_statistic", ""}, {Extra, "xt_recent", ""}, {Extra, "xt_socket", ""},
+	{Extra, "xt_nat", ""}, {Extra, "xt_MASQUERADE", ""}, {Extra, "xt_REDIRECT", ""}, {Extra, "xt_TPROXY", ""}, {Extra, "xt_CT", ""},
+	{Extra, "xt_TCPMSS", ""}, {Extra, "ipt_REJECT", ""}, {Extra, "ip6t_REJECT", ""}, {Extra, "xt_LOG", ""}, {Extra, "nf_log_syslog", ""},
 }
 
 // Module is one module ready for the guest.
@@ -92,6 +102,28 @@ func Order(list []Module) []byte {
 		b.WriteString(strings.TrimSpace(string(m.Group)+" "+m.File+" "+m.Params) + "\n")
 	}
 	return b.Bytes()
+}
+
+// Aliases is the content of the "alias" file: the names that stand in the modules
+// themselves, without the patterns by which hardware is matched.
+func Aliases(list []Module) ([]byte, error) {
+	var b bytes.Buffer
+	for _, m := range list {
+		f, err := elf.NewFile(bytes.NewReader(m.Data))
+		if err != nil {
+			return nil, fmt.Errorf("modules: %s: %w", m.File, err)
+		}
+		names, err := info(f, "alias")
+		if err != nil {
+			return nil, fmt.Errorf("modules: %s: %w", m.File, err)
+		}
+		for _, name := range names {
+			if !strings.ContainsAny(name, "*?[ ") {
+				b.WriteString(name + " " + m.File + "\n")
+			}
+		}
+	}
+	return b.Bytes(), nil
 }
 
 type picker struct {
@@ -198,21 +230,30 @@ func read(path string) ([]byte, error) {
 	return out, nil
 }
 
-// dependencies reads "depends=" of the module's .modinfo section, which the
-// kernel's build writes; a package that was never installed has no modules.dep.
+// dependencies are the modules that "depends" names, which the kernel's build
+// writes; a package that was never installed has no modules.dep.
 func dependencies(f *elf.File) ([]string, error) {
+	lists, err := info(f, "depends")
+	if err != nil || len(lists) == 0 {
+		return nil, err
+	}
+	return strings.FieldsFunc(lists[0], func(r rune) bool { return r == ',' }), nil
+}
+
+// info reads the values of a key of the module's .modinfo section.
+func info(f *elf.File, key string) (values []string, err error) {
 	section := f.Section(".modinfo")
 	if section == nil {
 		return nil, errors.New("no .modinfo section: not a kernel module")
 	}
-	info, err := section.Data()
+	data, err := section.Data()
 	if err != nil {
 		return nil, err
 	}
-	for _, field := range bytes.Split(info, []byte{0}) {
-		if list, ok := bytes.CutPrefix(field, []byte("depends=")); ok {
-			return strings.FieldsFunc(string(list), func(r rune) bool { return r == ',' }), nil
+	for _, field := range bytes.Split(data, []byte{0}) {
+		if value, ok := bytes.CutPrefix(field, []byte(key+"=")); ok {
+			values = append(values, string(value))
 		}
 	}
-	return nil, nil
+	return values, nil
 }

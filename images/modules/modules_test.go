@@ -48,6 +48,22 @@ func TestPickOrdersByDependency(t *testing.T) {
 	}
 }
 
+func TestAliasesAreNames(t *testing.T) {
+	// The source's "depends" is the place where fields can be added.
+	root := release(t, map[string]string{"xt_a": `\0alias=ipt_A\0alias=ip6t_A\0alias=pci:v*d*`, "b": ""})
+	picked, err := Pick(root, []Want{{Extra, "xt_a", ""}, {Extra, "b", ""}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Aliases(picked)
+	if want := "ipt_A xt_a.ko\nip6t_A xt_a.ko\n"; err != nil || string(got) != want {
+		t.Errorf("%q, %v; want %q", got, err, want)
+	}
+	if _, err := Aliases([]Module{{File: "c.ko", Data: []byte("text")}}); err == nil || !strings.Contains(err.Error(), "c.ko") {
+		t.Errorf("got %v; want the file that is no module", err)
+	}
+}
+
 func TestPickUnpacksAndStrips(t *testing.T) {
 	root := release(t, map[string]string{"a": ""})
 	path := filepath.Join(root, "kernel", "a.ko")

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package ctl is the logic of kata-ctl, the operator's command: check, env,
-// version, ps, gc, template, direct-volume, install and uninstall. Only the
-// direct-volume commands stats and resize talk to a live shim.
+// version, ps, gc, template, direct-volume, iptables, install and uninstall. Only
+// iptables and the direct-volume commands stats and resize talk to a live shim.
 package ctl
 
 import (
@@ -77,6 +77,7 @@ func newRoot(o *options) *cobra.Command {
 		command("gc", "Remove what pods left whose shim was killed", o, (*options).gc),
 		newTemplate(o),
 		newDirectVolume(o),
+		newIPTables(o),
 		newInstall(o),
 		newUninstall(o),
 	)

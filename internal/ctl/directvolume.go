@@ -6,24 +6,17 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
-	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
-	"github.com/containerd/ttrpc"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/kata-v2/kata/internal/directvolume"
 	"github.com/kata-v2/kata/protocols/agentpb"
-	"github.com/kata-v2/kata/sandbox/ledger"
 )
-
-// volumeTimeout bounds a question to a shim about a volume.
-const volumeTimeout = 30 * time.Second
 
 // VolumeStats is what "kata-ctl direct-volume stats" prints, always as JSON: the
 // usage of a volume in the terms of the CSI specification.
@@ -94,22 +87,11 @@ func volumeStats(r *agentpb.VolumeStatsResponse) VolumeStats {
 
 // askShim calls the shim of the pod that has the volume.
 func (o *options) askShim(ctx context.Context, volume, call string, req, resp any) error {
-	ctx, cancel := context.WithTimeout(ctx, volumeTimeout)
-	defer cancel()
 	socket, err := o.volumeShim(filepath.Clean(volume))
 	if err != nil {
 		return err
 	}
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	if err != nil {
-		return err
-	}
-	client := ttrpc.NewClient(conn)
-	defer client.Close()
-	if err := client.Call(ctx, directvolume.Service, call, req, resp); err != nil {
-		return errgrpc.ToNative(err)
-	}
-	return nil
+	return callShim(ctx, socket, directvolume.Service, call, req, resp)
 }
 
 // volumeShim is the socket of the shim whose pod has the volume.
@@ -118,20 +100,9 @@ func (o *options) volumeShim(volume string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	root, err := o.stateRoot()
-	if err != nil {
-		return "", err
+	socket, err := o.shimOf(func(sandbox string) bool { return slices.Contains(users, sandbox) })
+	if socket == "" && err == nil {
+		err = fmt.Errorf("no running pod has the volume %s: %w", volume, errdefs.ErrFailedPrecondition)
 	}
-	list, err := ledger.List(root)
-	if err != nil {
-		return "", err
-	}
-	for _, i := range list {
-		for _, u := range users {
-			if i.Alive && i.Meta.Sandbox == u {
-				return filepath.Join(root, i.Key, "shim.sock"), nil
-			}
-		}
-	}
-	return "", fmt.Errorf("no running pod has the volume %s: %w", volume, errdefs.ErrFailedPrecondition)
+	return socket, err
 }

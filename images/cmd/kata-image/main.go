@@ -17,6 +17,8 @@ func main() {
 	flag.StringVar(&o.Agent, "agent", "_build/bin/kata-agent", "the static agent, /init in the guest")
 	flag.StringVar(&o.Engine, "engine", "", "the static OCI engine, /usr/bin/crun in the guest")
 	flag.StringVar(&o.EngineVersion, "engine-version", "", "version of the engine, for the manifest")
+	flag.StringVar(&o.IPTables, "iptables", "", "the static packet filter tool, /usr/bin/iptables in the guest; none when empty")
+	flag.StringVar(&o.IPTablesVersion, "iptables-version", "", "version of that tool, for the manifest")
 	flag.StringVar(&o.KernelPackage, "kernel", "", "directory with an unpacked kernel package")
 	flag.StringVar(&o.PackageName, "kernel-package", "", "name of that package, for the manifest")
 	flag.StringVar(&o.Version, "version", "", "version of this repository, for the manifest")
