@@ -67,8 +67,8 @@ func (s *Service) tool(ctx context.Context, name string, args []string, data []b
 	// Files, not pipes: nothing here has to be read and written at the same time.
 	var files [3]*os.File
 	var fds []uintptr
-	for i, content := range [][]byte{data, nil, nil} {
-		f, err := tempFile(content)
+	for i, text := range [][]byte{data, nil, nil} {
+		f, err := tempFile(text)
 		if err != nil {
 			return nil, err
 		}
@@ -94,16 +94,16 @@ func (s *Service) tool(ctx context.Context, name string, args []string, data []b
 		<-exit
 		return nil, context.Cause(ctx)
 	}
-	out, err := written(files[1])
+	out, err := content(files[1])
 	if code != 0 {
-		said, serr := written(files[2])
+		said, serr := content(files[2])
 		return nil, errors.Join(fault.New(fault.FailedPrecondition, "%s failed with status %d: %s", name, code, bytes.TrimSpace(said)), err, serr)
 	}
 	return out, err
 }
 
-// written is all that a file of tempFile holds, wherever it is read or written now.
-func written(f *os.File) ([]byte, error) {
+// content is all that a file of tempFile holds, wherever it is read or written now.
+func content(f *os.File) ([]byte, error) {
 	return os.ReadFile("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
 }
 
