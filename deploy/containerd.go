@@ -3,6 +3,7 @@
 package deploy
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,6 +26,12 @@ const (
 // file's directory (containerd cmd/containerd/server/config, resolveImports).
 const importLine = `imports = ["conf.d/kata.toml"] # kata` + "\n"
 
+// What encloses the handler in a configuration of version 2.
+const (
+	blockBegin = "# kata: begin\n"
+	blockEnd   = "# kata: end\n"
+)
+
 // containerdMain is what is read of containerd's main configuration file.
 type containerdMain struct {
 	Version int      `toml:"version"`
@@ -32,9 +39,12 @@ type containerdMain struct {
 }
 
 // AddHandler adds the runtime handler "kata" to containerd's configuration below
-// root, as a drop-in of the main file's version, and imports it. A main file
-// that is missing is made, in version 2, which every containerd reads. It tells
-// whether anything has changed: then containerd is to be restarted.
+// root and tells whether anything has changed: then containerd is to be restarted.
+// In version 3 it is a drop-in, which the main file imports. In version 2 it is a
+// block at the end of the main file: containerd 1.6 and 1.7 replace the whole
+// configuration of the CRI by that of an imported file, so that a drop-in would
+// take away the pause image and runc's options. A main file that is missing is
+// made, in version 2, which every containerd reads.
 func AddHandler(root string) (changed bool, err error) {
 	path := filepath.Join(root, containerdConfig)
 	text, main, err := readMain(path)
@@ -45,11 +55,15 @@ func AddHandler(root string) (changed bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("%s: version = %d: only 2 and 3 are known; convert it with `containerd config migrate`", path, main.Version)
 	}
+	if main.Version == 2 {
+		return addBlock(root, text, handler)
+	}
 	if !imported(main.Imports) {
 		if main.Imports != nil {
 			return false, fmt.Errorf("%s: imports does not cover /%s: add that path to it", path, containerdDropIn)
 		}
-		text = addImport(text, main.Version)
+		// First of all: a key after a table's head would be the table's.
+		text = append([]byte(importLine), text...)
 	}
 	drop, err := writeFile(filepath.Join(root, containerdDropIn), handler, 0o644)
 	if err != nil {
@@ -62,12 +76,56 @@ func AddHandler(root string) (changed bool, err error) {
 	return drop || mainChanged, nil
 }
 
+// addBlock puts the handler at the end of a main file of version 2, in place of
+// what an earlier install has put anywhere.
+func addBlock(root string, text, handler []byte) (changed bool, err error) {
+	path := filepath.Join(root, containerdConfig)
+	_, handler, _ = bytes.Cut(handler, []byte("version = 2\n")) // the main file has its own
+	text = withoutOurs(text)
+	if len(text) == 0 {
+		text = []byte("version = 2\n")
+	}
+	if text[len(text)-1] != '\n' {
+		text = append(text, '\n')
+	}
+	text = slices.Concat(text, []byte(blockBegin), bytes.TrimLeft(handler, "\n"), []byte(blockEnd))
+	if err := toml.Unmarshal(text, &map[string]any{}); err != nil {
+		return false, fmt.Errorf("%s with the handler kata: %w (remove a handler of that name that somebody else has added)", path, err)
+	}
+	changed, err = removeDropIn(root)
+	if err != nil {
+		return changed, err
+	}
+	did, err := writeFile(path, text, modeOf(path))
+	if err != nil {
+		return changed, fmt.Errorf("containerd's configuration: %w", err)
+	}
+	return changed || did, nil
+}
+
+// withoutOurs is a main file without what AddHandler writes into it.
+func withoutOurs(text []byte) []byte {
+	s := strings.ReplaceAll(string(text), importLine, "")
+	if before, rest, found := strings.Cut(s, blockBegin); found {
+		if _, after, found := strings.Cut(rest, blockEnd); found {
+			s = before + after
+		}
+	}
+	return []byte(s)
+}
+
+func removeDropIn(root string) (changed bool, err error) {
+	err = os.Remove(filepath.Join(root, containerdDropIn))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // RemoveHandler undoes AddHandler and tells whether anything has changed.
 func RemoveHandler(root string) (changed bool, err error) {
-	if err := os.Remove(filepath.Join(root, containerdDropIn)); err == nil {
-		changed = true
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return false, err
+	if changed, err = removeDropIn(root); err != nil {
+		return changed, err
 	}
 	path := filepath.Join(root, containerdConfig)
 	data, err := os.ReadFile(path)
@@ -77,7 +135,7 @@ func RemoveHandler(root string) (changed bool, err error) {
 	if err != nil {
 		return changed, err
 	}
-	was, err := writeFile(path, []byte(strings.ReplaceAll(string(data), importLine, "")), modeOf(path))
+	was, err := writeFile(path, withoutOurs(data), modeOf(path))
 	return changed || was, err
 }
 
@@ -108,15 +166,6 @@ func imported(globs []string) bool {
 		ok, err := filepath.Match(g, "/"+containerdDropIn)
 		return ok && err == nil
 	})
-}
-
-// addImport puts the line before everything else: a key after a table's head
-// would be the table's.
-func addImport(text []byte, version int) []byte {
-	if len(text) == 0 {
-		return fmt.Appendf(nil, "%sversion = %d\n", importLine, version)
-	}
-	return append([]byte(importLine), text...)
 }
 
 func modeOf(path string) fs.FileMode {

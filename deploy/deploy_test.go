@@ -124,9 +124,10 @@ func TestHandler(t *testing.T) {
 		after        string // "" is as before
 		dropIn       string
 	}{
-		{"without a configuration", "-", importLine + "version = 2\n", "version = 2"},
-		{"empty", "", importLine + "version = 2\n", "version = 2"},
-		{"version 2", "version = 2\n[grpc]\n  address = \"x\"\n", importLine + "version = 2\n[grpc]\n  address = \"x\"\n", "version = 2"},
+		{"without a configuration", "-", "version = 2\n" + block(t), ""},
+		{"empty", "", "version = 2\n" + block(t), ""},
+		{"version 2", "version = 2\n[grpc]\n  address = \"x\"\n", "version = 2\n[grpc]\n  address = \"x\"\n" + block(t), ""},
+		{"version 2, imports", "imports = [\"/etc/x/*.toml\"]\nversion = 2\n", "imports = [\"/etc/x/*.toml\"]\nversion = 2\n" + block(t), ""},
 		{"version 3", "# mine\nversion = 3\n", importLine + "# mine\nversion = 3\n", "version = 3"},
 		{"imported by a glob", "imports = [\"/etc/containerd/conf.d/*.toml\"]\nversion = 3\n", "", "version = 3"},
 		{"imported by a relative glob", "imports = [\"conf.d/*.toml\"]\nversion = 3\n", "", "version = 3"},
@@ -146,7 +147,11 @@ func TestHandler(t *testing.T) {
 		if got := read(t, root, containerdConfig); got != want {
 			t.Errorf("%s: %q; want %q", c.name, got, want)
 		}
-		if got := read(t, root, containerdDropIn); !strings.Contains(got, c.dropIn+"\n") {
+		if c.dropIn == "" {
+			if _, err := os.Stat(filepath.Join(root, containerdDropIn)); err == nil {
+				t.Errorf("%s: a drop-in, which containerd 1.x would take for the whole CRI", c.name)
+			}
+		} else if got := read(t, root, containerdDropIn); !strings.Contains(got, c.dropIn+"\n") {
 			t.Errorf("%s: drop-in %q", c.name, got)
 		}
 		if changed, err := AddHandler(root); err != nil || changed {
@@ -164,12 +169,35 @@ func TestHandler(t *testing.T) {
 	}
 }
 
+// block is what AddHandler adds to a configuration of version 2.
+func block(t *testing.T) string {
+	t.Helper()
+	text, err := handlers.ReadFile("containerd-v2.toml")
+	must(t, err)
+	_, handler, _ := strings.Cut(string(text), "version = 2\n\n")
+	return blockBegin + handler + blockEnd
+}
+
+// What an earlier release has installed for version 2 makes place.
+func TestHandlerReplacesTheDropIn(t *testing.T) {
+	root := t.TempDir()
+	write(t, root, containerdConfig, importLine+"version = 2\n", 0o644)
+	write(t, root, containerdDropIn, "version = 2\n", 0o644)
+	if changed, err := AddHandler(root); err != nil || !changed {
+		t.Fatal(changed, err)
+	}
+	if got := tree(t, root); len(got) != 1 || read(t, root, containerdConfig) != "version = 2\n"+block(t) {
+		t.Errorf("files %q, configuration %q", got, read(t, root, containerdConfig))
+	}
+}
+
 func TestHandlerRefusals(t *testing.T) {
 	for before, word := range map[string]string{
 		"[grpc]\naddress = \"x\"\n": "config migrate", // version 1
 		"version = 9\n":             "config migrate",
 		"version = ]":               "config.toml",
-		"version = 3\nimports = [\"/etc/other.toml\"]": "imports",
+		"version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata]\n": "handler of that name",
+		"version = 3\nimports = [\"/etc/other.toml\"]":                                    "imports",
 	} {
 		root := t.TempDir()
 		write(t, root, containerdConfig, before, 0o644)

@@ -13,14 +13,17 @@ import (
 	"github.com/kata-v2/kata/deploy"
 )
 
-// Every containerd takes the handler that is installed for it.
+// Every containerd takes the handler that is installed for it, and keeps what else it was told.
 func TestContainerdTakesTheHandler(t *testing.T) {
 	lab := os.Getenv("KATA_LAB")
 	if lab == "" {
 		t.Fatal("KATA_LAB is not set: it names the directory with the built containerds; run by make")
 	}
+	const cri2 = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"kept\"\n" +
+		"[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n"
+	const cri3 = "version = 3\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'kept'\n"
 	for _, c := range []struct{ release, main string }{
-		{"1.6", "version = 2\n"}, {"2.4", "version = 2\n"}, {"2.4", "version = 3\n"}, {"2.4", ""},
+		{"1.6", cri2}, {"2.4", cri2}, {"2.4", cri3}, {"2.4", ""}, {"1.6", ""},
 	} {
 		root := t.TempDir()
 		path := filepath.Join(root, "etc/containerd/config.toml")
@@ -37,6 +40,9 @@ func TestContainerdTakesTheHandler(t *testing.T) {
 		out, err := exec.Command(daemon, "--config", path, "config", "dump").CombinedOutput()
 		if err != nil {
 			t.Fatalf("containerd %s: %v: %s", c.release, err, out)
+		}
+		if c.main != "" && !strings.Contains(string(out), "kept") {
+			t.Errorf("containerd %s with %q: the rest of the CRI's configuration is lost", c.release, c.main)
 		}
 		_, handler, found := strings.Cut(string(out), "containerd.runtimes.kata]")
 		handler, _, _ = strings.Cut(handler, "containerd.runtimes.runc")
