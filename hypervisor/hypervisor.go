@@ -81,6 +81,9 @@ type Snapshotter interface {
 	Save(ctx context.Context, state *os.File) error
 }
 
+// HugePage is the size of the huge pages for guest memory, in bytes.
+const HugePage = 2 << 20
+
 // Config is a complete, immutable description of a machine.
 type Config struct {
 	// ID names the machine in logs and process titles; it is the sandbox id.
@@ -105,6 +108,10 @@ type Config struct {
 	// ReclaimFreed gives memory that the guest frees back to the host. Never for
 	// memory that is a copy-on-write view of a file: the file itself would lose it.
 	ReclaimFreed bool
+	// HugePages takes the guest's memory from the host's huge pages, Prealloc takes
+	// all of it at the start and what comes later when it comes; HugePages does so
+	// too. Sizes are then multiples of HugePage. Neither goes with Memory or ReclaimFreed.
+	HugePages, Prealloc bool
 	// Memory, of MemoryBytes, holds the guest's memory; nil for memory that nobody
 	// else sees. The caller keeps it open; others may write to it only when the
 	// machine does. MemoryPrivate makes the guest's writes its own, so that many

@@ -43,7 +43,9 @@ func planVM(c *config.Config, id, key, netns string, z *sizer) hypervisor.Config
 		CPUs:         boot.cpus,
 		MaxCPUs:      most.cpus,
 		MemoryBytes:  boot.memory,
-		ReclaimFreed: c.QEMU.ReclaimGuestFreedMemory,
+		ReclaimFreed: c.QEMU.ReclaimGuestFreedMemory && !c.QEMU.EnableHugePages && !c.QEMU.EnableMemPrealloc,
+		HugePages:    c.QEMU.EnableHugePages,
+		Prealloc:     c.QEMU.EnableMemPrealloc,
 		Vsock:        hypervisor.VsockBackend(c.QEMU.Vsock),
 		Network:      hypervisor.NetNS{Path: netns, Host: c.Runtime.DisableNewNetNS},
 	}

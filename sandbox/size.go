@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/hypervisor/qemu"
 	"github.com/kata-v2/kata/internal/config"
 )
@@ -184,8 +185,9 @@ type size struct {
 // bounds are the sizes that a machine can have, and its own needs in it.
 type bounds struct {
 	own, most          size
-	fixed, fixedMemory bool // all, or memory, is as it was at boot
-	alike              bool // every machine boots with its own needs alone, since they are clones of one
+	fixed, fixedMemory bool   // all, or memory, is as it was at boot
+	alike              bool   // every machine boots with its own needs alone, since they are clones of one
+	unit               uint64 // of memory, in bytes
 }
 
 const mib = 1 << 20
@@ -197,7 +199,12 @@ const maxCPUs = 240
 func boundsOf(c *config.Config, h Host) bounds {
 	boot, most := c.QEMU.CPUs(h.CPUs)
 	most = max(boot, min(most, maxCPUs))
-	b := bounds{own: size{boot, c.QEMU.MemoryBytes()}, most: size{most, c.QEMU.MaxMemoryBytes(h.MemoryBytes) / mib * mib}}
+	b := bounds{unit: mib}
+	if c.QEMU.EnableHugePages {
+		b.unit = hypervisor.HugePage
+	}
+	b.own = size{boot, roundUp(c.QEMU.MemoryBytes(), b.unit)}
+	b.most = size{most, c.QEMU.MaxMemoryBytes(h.MemoryBytes) / b.unit * b.unit}
 	b.most.memory = max(b.most.memory, b.own.memory)
 	b.fixed = c.Runtime.StaticSandboxResourceMgmt || c.QEMU.MachineType == qemu.MicroVM // which takes nothing at run time
 	b.fixedMemory = b.fixed || !c.QEMU.EnableVirtioMem
@@ -208,6 +215,8 @@ func boundsOf(c *config.Config, h Host) bounds {
 // to the most. Fractions of a CPU are rounded up; the rest of it is held by quotas.
 func (b bounds) fit(d demand) size {
 	cpus := max(b.own.cpus+int((d.milliCPUs+999)/1000), len(d.cpus))
-	memory := b.own.memory + (d.memory+mib-1)/mib*mib
+	memory := b.own.memory + roundUp(d.memory, max(b.unit, mib))
 	return size{min(cpus, b.most.cpus), min(memory, b.most.memory)}
 }
+
+func roundUp(n, unit uint64) uint64 { return (n + unit - 1) / unit * unit }

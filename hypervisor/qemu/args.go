@@ -161,7 +161,7 @@ const maxPluggedShares = 1
 // only what is shared.
 func memoryObject(c hypervisor.Config, l layout, size string) string {
 	if l.MemoryFD == 0 {
-		return "memory-backend-memfd,id=mem,size=" + size + ",share=on"
+		return "memory-backend-memfd,id=mem,size=" + size + ",share=on" + backing(c, false)
 	}
 	share := "on"
 	if c.MemoryPrivate {

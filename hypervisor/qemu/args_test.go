@@ -31,6 +31,9 @@ func TestArguments(t *testing.T) {
 	kvm.TSCKHz = 0
 	sized := base
 	sized.MaxMemoryBytes, sized.ReclaimFreed = 1<<30+1<<20, true
+	huge, prealloc := sized, sized
+	huge.HugePages, huge.ReclaimFreed = true, false
+	prealloc.Prealloc, prealloc.ReclaimFreed = true, false
 	// More disks and ports than there are slots: further functions of the slots.
 	disks := base
 	disks.HotplugPorts, disks.Disks = 7, []hypervisor.Disk{
@@ -52,7 +55,7 @@ func TestArguments(t *testing.T) {
 		c hypervisor.Config
 		l layout
 	}{
-		"tcg": {base, fixed}, "kvm-vhost": {base, kvm}, "shares": {shared, withShares}, "sizes": {sized, fixed}, "disks": {disks, withDisks},
+		"tcg": {base, fixed}, "kvm-vhost": {base, kvm}, "shares": {shared, withShares}, "sizes": {sized, fixed}, "huge": {huge, fixed}, "prealloc": {prealloc, fixed}, "disks": {disks, withDisks},
 		"microvm": {small, micro}, "microvm-kvm": {base, microKVM},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -88,5 +91,41 @@ func TestMicroVMRefusesWhatItHasNot(t *testing.T) {
 		if err := checkMachine(&c, Q35); err != nil {
 			t.Errorf("q35: %v", err)
 		}
+	}
+}
+
+func TestHugePagesMustBeThere(t *testing.T) {
+	pools := t.TempDir()
+	set := func(files map[string]string) {
+		t.Helper()
+		dir := filepath.Join(pools, "hugepages-2048kB")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for f, n := range files {
+			if err := os.WriteFile(filepath.Join(dir, f), []byte(n+"\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	c := hypervisor.Config{MemoryBytes: 256 << 20, HugePages: true}
+	refused := func(when, word string) {
+		t.Helper()
+		if err := checkHugePages(&c, pools); err == nil || !strings.Contains(err.Error(), word) {
+			t.Errorf("%s: %v; want it to say %q", when, err, word)
+		}
+	}
+	refused("no pool", "128 huge pages of 2048 kB, this host has 0")
+	set(map[string]string{"free_hugepages": "130", "resv_hugepages": "3"})
+	refused("promised to others", "this host has 127 to spare")
+	set(map[string]string{"nr_overcommit_hugepages": "1"})
+	if err := checkHugePages(&c, pools); err != nil {
+		t.Error(err)
+	}
+	c.MemoryBytes += 1 << 20
+	refused("an odd size", "MemoryBytes")
+	c.HugePages = false
+	if err := checkHugePages(&c, "/nonexistent"); err != nil {
+		t.Errorf("without huge pages: %v", err)
 	}
 }

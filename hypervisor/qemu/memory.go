@@ -43,9 +43,12 @@ func maxMemory(c hypervisor.Config) string {
 // does not have takes nothing.
 func memoryArguments(c hypervisor.Config, l layout) (a []string) {
 	if n := room(c); n > 0 {
-		a = append(a,
-			"-object", fmt.Sprintf("memory-backend-memfd,id=mem1,size=%dM,share=on", n>>20),
-			"-device", fmt.Sprintf("virtio-mem-pci,id=%s,memdev=mem1,requested-size=0,block-size=%dM", vmemID, hypervisor.MemoryBlock>>20))
+		later := backing(c, true)
+		device := fmt.Sprintf("virtio-mem-pci,id=%s,memdev=mem1,requested-size=0,block-size=%dM", vmemID, hypervisor.MemoryBlock>>20)
+		if later != "" {
+			device += ",prealloc=on"
+		}
+		a = append(a, "-object", fmt.Sprintf("memory-backend-memfd,id=mem1,size=%dM,share=on%s", n>>20, later), "-device", device)
 	}
 	if c.ReclaimFreed {
 		a = append(a, "-device", l.device("virtio-balloon")+",id=balloon,free-page-reporting=on")

@@ -141,6 +141,9 @@ func (s *start) config(context.Context) error {
 	case o.Accelerator != KVM && o.Accelerator != TCG:
 		return fmt.Errorf("accelerator is %q: must be %q or %q", o.Accelerator, KVM, TCG)
 	}
+	if err := checkHugePages(c, hugePools); err != nil {
+		return err
+	}
 	if err := checkMachine(c, o.Machine); err != nil {
 		return err
 	}

@@ -58,6 +58,9 @@ type QEMU struct {
 	EnableVirtioMem         bool `toml:"enable_virtio_mem" default:"true" annotation:"=" doc:"Let the guest's memory grow and shrink with its containers (virtio-mem). (Kata Containers' own default is false.)"`
 	ReclaimGuestFreedMemory bool `toml:"reclaim_guest_freed_memory" default:"true" annotation:"=" doc:"Give memory that the guest frees back to the host (free page reporting). (Kata Containers' own default is false.)"`
 
+	EnableHugePages   bool `toml:"enable_hugepages" default:"false" annotation:"=" doc:"Take the guest's memory from huge pages of 2 MiB, which the host must have reserved (vm.nr_hugepages), all of it at boot. Memory that the guest frees stays with it. Excludes enable_template."`
+	EnableMemPrealloc bool `toml:"enable_mem_prealloc" default:"false" annotation:"=" doc:"Take all of the guest's memory from the host at boot, and what it grows by at once. Memory that the guest frees stays with it. Excludes enable_template."`
+
 	SharedFS          string   `toml:"shared_fs" default:"virtio-fs" enum:"virtio-fs,none" annotation:"=" doc:"How host directories reach the guest. With none, only block devices and files that are copied do."`
 	VirtioFSDaemon    string   `toml:"virtio_fs_daemon" default:"" path:"abs" annotation:"=" valid:"valid_virtio_fs_daemon_paths" doc:"The virtio-fs daemon, the Rust one or that of QEMU 7.2. Empty: the first of /usr/libexec/virtiofsd and /usr/lib/qemu/virtiofsd that exists."`
 	VirtioFSExtraArgs []string `toml:"virtio_fs_extra_args" default:"[]" annotation:"=" doc:"Appended to the daemon's arguments."`

@@ -198,6 +198,10 @@ func (c *Config) validate() error {
 		return c.wrong("initrd", "is empty and so is image; one of them must name the guest's root")
 	case q.DefaultMaxVCPUs != 0 && q.DefaultMaxVCPUs < q.DefaultVCPUs:
 		return c.wrong("default_maxvcpus", fmt.Sprintf("is %d, less than default_vcpus = %d", q.DefaultMaxVCPUs, q.DefaultVCPUs))
+	case c.Factory.EnableTemplate && q.EnableHugePages:
+		return c.wrong("enable_hugepages", "excludes enable_template, which is set in "+c.Origin("factory.enable_template"))
+	case c.Factory.EnableTemplate && q.EnableMemPrealloc:
+		return c.wrong("enable_mem_prealloc", "excludes enable_template, which is set in "+c.Origin("factory.enable_template"))
 	case c.Runtime.StateDir == "":
 		return fmt.Errorf("%s: [runtime] state_dir must name a directory", c.Origin("runtime.state_dir"))
 	case (q.RxRateLimiterMaxRate > 0 || q.TxRateLimiterMaxRate > 0) && c.Runtime.InternetworkingModel != "tcfilter":
