@@ -105,8 +105,9 @@ type Config struct {
 	// MaxMemoryBytes is the most that it can grow to (MemoryResizer). At most
 	// MemoryBytes, 0 for example, means that it cannot.
 	MaxMemoryBytes uint64
-	// ReclaimFreed gives memory that the guest frees back to the host. Never for
-	// memory that is a copy-on-write view of a file: the file itself would lose it.
+	// ReclaimFreed gives memory that the guest frees back to the host. It does so by
+	// punching holes into the memory's file: one of which MemoryPrivate is a view must be
+	// sealed against that (F_SEAL_WRITE), and only what the machine was given later comes back.
 	ReclaimFreed bool
 	// HugePages takes the guest's memory from the host's huge pages, Prealloc takes
 	// all of it at the start and what comes later when it comes; HugePages does so

@@ -47,7 +47,7 @@ func (h *configuredQEMU) Start(ctx context.Context, vc hypervisor.Config) (hyper
 		}
 		return nil, &hypervisor.StartError{Phase: "config", Err: err}
 	}
-	if !h.c.Factory.EnableTemplate || h.c.QEMU.MachineType == qemu.MicroVM { // it takes no device after its boot
+	if !h.c.Factory.EnableTemplate || h.c.QEMU.MachineType == qemu.MicroVM /* it takes no device after its boot */ || !h.ownSize(vc) {
 		return b.Start(ctx, vc)
 	}
 	if err := h.withTemplates(b); err != nil {
@@ -55,6 +55,14 @@ func (h *configuredQEMU) Start(ctx context.Context, vc hypervisor.Config) (hyper
 		return b.Start(ctx, vc)
 	}
 	return h.clones.Start(ctx, vc)
+}
+
+// ownSize tells whether a machine starts with the size that the configuration
+// gives to all. One of another size, which cannot grow to it, boots: there would be as many
+// templates as sizes.
+func (h *configuredQEMU) ownSize(vc hypervisor.Config) bool {
+	cpus, _ := h.c.QEMU.CPUs(vc.CPUs)
+	return vc.CPUs == cpus && vc.MemoryBytes == h.c.QEMU.MemoryBytes()
 }
 
 // withTemplates sets h.clones.

@@ -45,10 +45,7 @@ type sizer struct {
 }
 
 func newSizer(h Host, b bounds, stated demand) *sizer {
-	base := b.fit(stated)
-	if b.alike {
-		base = b.fit(demand{})
-	}
+	base := b.start(stated)
 	return &sizer{
 		host: h, bounds: b, base: base, now: base, stated: stated, turn: make(chan struct{}, 1),
 		limits: map[string]*specs.LinuxResources{}, cpusets: map[string]string{},

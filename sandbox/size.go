@@ -186,7 +186,7 @@ type size struct {
 type bounds struct {
 	own, most          size
 	fixed, fixedMemory bool   // all, or memory, is as it was at boot
-	alike              bool   // every machine boots with its own needs alone, since they are clones of one
+	alike              bool   // machines start with their own needs alone, as far as they can grow: they are clones of one
 	unit               uint64 // of memory, in bytes
 }
 
@@ -208,7 +208,21 @@ func boundsOf(c *config.Config, h Host) bounds {
 	b.most.memory = max(b.most.memory, b.own.memory)
 	b.fixed = c.Runtime.StaticSandboxResourceMgmt || c.QEMU.MachineType == qemu.MicroVM // which takes nothing at run time
 	b.fixedMemory = b.fixed || !c.QEMU.EnableVirtioMem
+	b.alike = c.Factory.EnableTemplate
 	return b
+}
+
+// start is the size with which a machine starts whose containers are known to
+// need d. Machines that are alike grow to what they need as soon as they answer.
+func (b bounds) start(d demand) size {
+	full, own := b.fit(d), b.fit(demand{})
+	if b.alike && !b.fixed {
+		full.cpus = own.cpus
+	}
+	if b.alike && !b.fixedMemory {
+		full.memory = own.memory
+	}
+	return full
 }
 
 // fit is the size of a machine whose containers need d: its own, and theirs, up

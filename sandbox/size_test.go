@@ -112,6 +112,38 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// Machines that are clones start with one size, as far as they can grow to theirs.
+func TestStartOfClones(t *testing.T) {
+	d := demand{milliCPUs: 2000, memory: 512 * mib}
+	full, own := size{3, 768 * mib}, size{1, 256 * mib}
+	for config, want := range map[string]size{
+		"":                                    full,
+		"[factory]\nenable_template = true\n": own,
+		"[factory]\nenable_template = true\n[hypervisor.qemu]\nenable_virtio_mem = false\n":   {own.cpus, full.memory},
+		"[factory]\nenable_template = true\n[hypervisor.qemu]\nmachine_type = \"microvm\"\n":  full,
+		"[factory]\nenable_template = true\n[runtime]\nstatic_sandbox_resource_mgmt = true\n": full,
+	} {
+		cfg, _, err := configOf(config)
+		must(t, err)
+		b := boundsOf(cfg, testHost)
+		if got := b.start(d); got != want {
+			t.Errorf("%q: starts with %+v; want %+v", config, got, want)
+		}
+		z := newSizer(testHost, b, d)
+		if got, err := z.want(); err != nil || got != full {
+			t.Errorf("%q: %+v, %v are wanted; want %+v", config, got, err, full)
+		}
+		h := &configuredQEMU{c: cfg}
+		if got := h.ownSize(planVM(cfg, "a", "b", "", z)); got != (want == own) {
+			t.Errorf("%q: of its own size: %v", config, got)
+		}
+	}
+}
+
+func configOf(body string) (*config.Config, []config.Warning, error) {
+	return config.Load(config.LoadOptions{Body: []byte(body)})
+}
+
 func TestPlanPins(t *testing.T) {
 	for _, c := range []struct {
 		name  string

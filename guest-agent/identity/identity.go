@@ -42,7 +42,7 @@ func Assume(h channel.Hello) error {
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
 		return fmt.Errorf("set the clock: %w", err)
 	}
-	if err := newMachineID(); err != nil || !h.Scan {
+	if err := newMachineID(machineID); err != nil || !h.Scan {
 		return err
 	}
 	if err := os.WriteFile(rescan, []byte("1"), 0); err != nil {
@@ -52,12 +52,12 @@ func Assume(h channel.Hello) error {
 }
 
 // newMachineID writes a random one (machine-id(5)); a guest without /etc has none.
-func newMachineID() error {
+func newMachineID(path string) error {
 	var id [16]byte
 	rand.Read(id[:])          //nolint:errcheck // it never fails
 	id[6] = id[6]&0x0f | 0x40 // a version 4 UUID, as systemd makes them
 	id[8] = id[8]&0x3f | 0x80
-	err := os.WriteFile(machineID, []byte(hex.EncodeToString(id[:])+"\n"), 0o444)
+	err := os.WriteFile(path, []byte(hex.EncodeToString(id[:])+"\n"), 0o444)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("machine id: %w", err)
 	}

@@ -73,6 +73,11 @@ func (s *start) memory() error {
 	if st.Size() != int64(c.MemoryBytes) {
 		return fmt.Errorf("guest memory (Config.Memory) has %d bytes, not MemoryBytes = %d", st.Size(), c.MemoryBytes)
 	}
+	if c.MemoryPrivate && c.ReclaimFreed {
+		if seals, err := unix.FcntlInt(c.Memory.Fd(), unix.F_GET_SEALS, 0); err != nil || seals&unix.F_SEAL_WRITE == 0 {
+			return errors.New("guest memory (Config.Memory) that is private and not sealed, with ReclaimFreed: what the guest frees would be cut out of the file")
+		}
+	}
 	f, err := dup(c.Memory)
 	if err != nil {
 		return fmt.Errorf("guest memory (Config.Memory): %w", err)

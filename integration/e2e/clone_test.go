@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -66,13 +67,15 @@ func (b *box) wholeTemplate() {
 	}
 }
 
-// TestClones: the first pod's shim makes the template, all others start from it.
+// TestClones: the first pod's shim makes the template, all others start from it,
+// whether their root is a disk of their own or comes by virtio-fs.
 func TestClones(t *testing.T) {
 	o := labOptions(t)
+	o.Snapshotter = "erofs"
 	o.Kata.Set = map[string]string{"factory.enable_template": "true"}
 	t.Setenv(lab.EnvTemplate, "") // a directory of the lab's own
 	b := newOwnBox(t, o)
-	b.start("first", nil, "sleep", "100000")
+	b.start("first", []string{"--memory-limit", fmt.Sprint(64 * mib), "--cpus", "1"}, "sleep", "100000")
 	b.waitLog(0, logTemplateMade)
 	b.remove("first")
 	for _, part := range []struct {
@@ -82,72 +85,123 @@ func TestClones(t *testing.T) {
 		{"ManyAtOnce", testManyClones},
 		{"TemplateRemovedMeanwhile", testTemplateRemoved},
 		{"Broken", testBrokenTemplates},
+		{"Meanwhile", testHarmMeanwhile},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.test(begin(t, b.c)) })
 	}
 }
 
 // manyClones is how many pods testManyClones has at a time; each needs a core for
-// about a second without KVM.
-const manyClones = 6
+// about a second without KVM. With allEnv there are as many as allClones.
+const (
+	manyClones = 6
+	allClones  = 20
+	allEnv     = bulkEnv
+)
 
-// testManyClones: guests of one template, at once, with a network, a volume and
-// identities of their own, that leave the template as it was.
-func testManyClones(b *box) {
-	dir := b.TempDir()
-	seen := len(b.c.Log())
-	type answer struct{ random, uuid, boot, mac, address string }
-	answers := make([]answer, manyClones)
-	var wg sync.WaitGroup
-	for i := range manyClones {
-		id := fmt.Sprintf("clone%d", i)
-		pod, _ := wired(b.T)
-		volume := filepath.Join(dir, id)
-		if err := os.Mkdir(volume, 0o755); err != nil {
-			b.Fatal(err)
-		}
-		mac := strings.TrimSpace(pod.Exec("cat", "/sys/class/net/eth0/address"))
-		b.Cleanup(func() { b.remove(id) })
-		wg.Go(func() {
-			flags := append(withNetNS(pod), "--detach", "--null-io", "--mount", "type=bind,src="+volume+",dst=/v,options=rbind:rw")
-			r := b.ctr(b.runArgs(id, flags, []string{"sh", "-c", cloneReport + "sleep 100000"})...)
-			if r.Code != 0 {
-				b.Errorf("%s: %s", id, r.Stderr)
-				return
-			}
-			got := strings.Fields(b.exec(id, "sh", "-c", "while ! [ -e /v/done ]; do sleep 0.1; done; cat /v/report").Stdout)
-			if len(got) != 5 {
-				b.Errorf("%s reports %q", id, got)
-				return
-			}
-			answers[i] = answer{got[0], got[1], got[2], got[3], got[4]}
-			if got[3] != mac {
-				b.Errorf("%s has the hardware address %s, its namespace %s", id, got[3], mac)
-			}
-			if got[4] != "10.77.0.2/24" {
-				b.Errorf("%s has the address %s", id, got[4])
-			}
-		})
-	}
-	wg.Wait()
-	for i, x := range answers {
-		for j, y := range answers[:i] {
-			if x.random == y.random || x.uuid == y.uuid || x.boot == y.boot || x.mac == y.mac {
-				b.Errorf("clones %d and %d share something: %+v, %+v", i, j, x, y)
-			}
-		}
-		b.waitLog(seen, logCloned, fmt.Sprintf("sandbox=clone%d ", i))
-	}
-	b.wholeTemplate()
+// clone is what a pod of testManyClones is, and what it has said of itself.
+type clone struct {
+	id, mac, volume string
+	memory          int64 // limit in bytes
+	cpus            int   // limit
+
+	random, uuid, boot, gotMAC, address string
+	gotCPUs, gotMiB                     int
 }
 
-// cloneReport writes what two guests must never share, as the first thing that a
-// workload does.
+// cloneReport writes what two guests must never share as the first thing that a
+// workload does, and then the machine's size.
 const cloneReport = `{
 	head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n'; echo
 	cat /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id /sys/class/net/eth0/address
 	ip addr show eth0 | awk '/inet / {print $2}'
-} >/v/report; touch /v/done; `
+	nproc; awk '/MemTotal/ {print $2}' /proc/meminfo
+} >/report; [ ! -d /v ] || cp /report /v/; touch /done; `
+
+// newClone plans the i-th of them: with another size than the one before, every
+// other with a volume, which needs virtio-fs.
+func newClone(b *box, i int) (*clone, []string) {
+	pod, _ := wired(b.T)
+	c := &clone{id: fmt.Sprintf("clone%d", i), memory: int64(32+48*(i%5)) * mib, cpus: i % 3 % 2}
+	c.mac = strings.TrimSpace(pod.Exec("cat", "/sys/class/net/eth0/address"))
+	flags := append(withNetNS(pod), "--detach", "--null-io", "--memory-limit", fmt.Sprint(c.memory))
+	if c.cpus > 0 {
+		flags = append(flags, "--cpus", fmt.Sprint(c.cpus))
+	}
+	if i%2 > 0 {
+		c.volume = filepath.Join(b.TempDir(), c.id)
+		if err := os.Mkdir(c.volume, 0o755); err != nil {
+			b.Fatal(err)
+		}
+		flags = append(flags, "--mount", "type=bind,src="+c.volume+",dst=/v,options=rbind:rw")
+	}
+	return c, flags
+}
+
+// start runs the pod and reads its report.
+func (c *clone) start(b *box, flags []string) error {
+	r := b.ctr(b.runArgs(c.id, flags, []string{"sh", "-c", cloneReport + "sleep 100000"})...)
+	if r.Code != 0 {
+		return fmt.Errorf("%s: %s", c.id, r.Stderr)
+	}
+	r = b.exec(c.id, "sh", "-c", "while ! [ -e /done ]; do sleep 0.1; done; cat /report")
+	if _, err := fmt.Sscan(r.Stdout, &c.random, &c.uuid, &c.boot, &c.gotMAC, &c.address, &c.gotCPUs, &c.gotMiB); err != nil {
+		return fmt.Errorf("%s reports %q, %s: %w", c.id, r.Stdout, r.Stderr, err)
+	}
+	c.gotMiB >>= 10
+	if c.volume == "" {
+		return nil
+	}
+	if onHost, err := os.ReadFile(filepath.Join(c.volume, "report")); err != nil || string(onHost) != r.Stdout {
+		return fmt.Errorf("%s: its volume holds %q, %w; want %q", c.id, onHost, err, r.Stdout)
+	}
+	return nil
+}
+
+// testManyClones: guests of one template, at once, with networks, volumes, sizes
+// and identities of their own, that leave the template as it was.
+func testManyClones(b *box) {
+	n := manyClones
+	if os.Getenv(allEnv) != "" {
+		n = allClones
+	}
+	seen := len(b.c.Log())
+	clones := make([]*clone, n)
+	var wg sync.WaitGroup
+	for i := range clones {
+		c, flags := newClone(b, i)
+		clones[i] = c
+		b.Cleanup(func() { b.remove(c.id) })
+		wg.Go(func() {
+			if err := c.start(b, flags); err != nil {
+				b.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if b.Failed() {
+		return
+	}
+	template := filepath.Base(b.template())
+	for i, x := range clones {
+		if x.gotMAC != x.mac || x.address != "10.77.0.2/24" {
+			b.Errorf("%s has the addresses %s, %s; its namespace %s", x.id, x.gotMAC, x.address, x.mac)
+		}
+		if more := int(x.memory-clones[0].memory) / mib; !near(x.gotMiB, clones[0].gotMiB, more) {
+			b.Errorf("%s has %d MiB; want %d MiB more than the %d of the first", x.id, x.gotMiB, more, clones[0].gotMiB)
+		}
+		if want := clones[0].gotCPUs + x.cpus - clones[0].cpus; x.gotCPUs != want {
+			b.Errorf("%s has %d CPUs; want %d", x.id, x.gotCPUs, want)
+		}
+		for _, y := range clones[:i] {
+			if x.random == y.random || x.uuid == y.uuid || x.boot == y.boot || x.mac == y.mac {
+				b.Errorf("%s and %s share something: %+v, %+v", x.id, y.id, x, y)
+			}
+		}
+		b.waitLog(seen, logCloned, "sandbox="+x.id+" ", "template="+template+" ", fmt.Sprintf("shared=%v ", x.volume == ""))
+	}
+	b.wholeTemplate()
+}
 
 // testTemplateRemoved: clones do not need the template any more.
 func testTemplateRemoved(b *box) {
@@ -184,22 +238,65 @@ func testBrokenTemplates(b *box) {
 		name  string
 		state []byte
 		match bool // the manifest says that this is what was saved
+		flags []string
 	}{
-		{"truncated", before["state"][:len(before["state"])/2], false},
-		{"refused", []byte("not what QEMU saves"), true},
+		{"truncated", before["state"][:len(before["state"])/2], false, nil},
+		{"refused", []byte("not what QEMU saves"), true, []string{"--mount", "type=bind,src=" + b.TempDir() + ",dst=/v,options=rbind:rw"}},
 	} {
 		write("state", broken.state)
 		if broken.match {
 			write("manifest.json", forge(b.T, before["manifest.json"], broken.state))
 		}
 		seen := len(b.c.Log())
-		b.want(b.run(broken.name, nil, "echo", "hi"), 0, "hi\n")
+		b.want(b.run(broken.name, broken.flags, "echo", "hi"), 0, "hi\n")
 		b.waitLog(seen, "level=WARN", logBooting, "sandbox="+broken.name+" ")
 		for name, content := range before {
 			write(name, content)
 		}
 	}
 	b.wholeTemplate()
+}
+
+// testHarmMeanwhile: a template that is removed, or changed, while pods start from
+// it costs some of them a boot. It is made again afterwards.
+func testHarmMeanwhile(b *box) {
+	dir := b.template()
+	kept := filepath.Join(b.TempDir(), "kept")
+	b.harmed("removed", func() error { return os.Rename(dir, kept) })
+	// A pod that booted may have made it again.
+	if err := errors.Join(os.RemoveAll(dir), os.Rename(kept, dir)); err != nil {
+		b.Fatal(err)
+	}
+	b.wholeTemplate()
+	b.harmed("emptied", func() error { return os.Truncate(filepath.Join(dir, "memory"), 4096) })
+	seen := len(b.c.Log())
+	b.start("again", nil, "sleep", "100000")
+	b.waitLog(seen, logTemplateMade)
+	b.wholeTemplate()
+}
+
+// harmed starts pods at once and does harm when the first of them has its machine.
+func (b *box) harmed(name string, harm func() error) {
+	b.Helper()
+	seen := len(b.c.Log())
+	var wg sync.WaitGroup
+	for i := range 3 {
+		id := fmt.Sprint(name, i)
+		flags := []string{"--rm"}
+		if i%2 > 0 {
+			flags = append(flags, "--mount", "type=bind,src="+b.TempDir()+",dst=/v,options=rbind:rw")
+		}
+		wg.Go(func() {
+			if r := b.ctr(b.runArgs(id, flags, []string{"echo", id})...); r.Code != 0 || r.Stdout != id+"\n" {
+				b.Errorf("%s: status %d, %q, %s", id, r.Code, r.Stdout, r.Stderr)
+			}
+		})
+	}
+	b.waitLog(seen, logCloned)
+	if err := harm(); err != nil {
+		b.Error(err)
+	}
+	wg.Wait()
 }
 
 // forge makes a manifest fit another state.

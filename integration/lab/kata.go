@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kata-v2/kata/images"
+	"github.com/kata-v2/kata/integration/lab/leak"
 )
 
 // Kata is the shim's configuration for a lab: the guest's images, pods in a
@@ -28,7 +29,7 @@ type Kata struct {
 
 // EnvTemplate, when set, names a directory of templates, from which the pods of
 // every lab then start. A lab makes the one that its pods need.
-const EnvTemplate = "KATA_LAB_TEMPLATE"
+const EnvTemplate = leak.EnvTemplate
 
 // makeTemplate makes the template of the lab's configuration, for EnvTemplate.
 func (c *Containerd) makeTemplate(ctx context.Context) error {

@@ -38,8 +38,8 @@ func TestHundredLayers(t *testing.T) {
 		t.Errorf("logged: %s", line)
 	}
 	all := strings.Join(b.processes("hundred"), "\n")
-	if n := strings.Count(all, `"driver":"virtio-blk-pci"`); n != 1 || strings.Contains(all, "virtiofsd") || strings.Contains(all, "vhost-user-fs") {
-		t.Errorf("%d disks; want one and no virtio-fs:\n%s", n, all)
+	if strings.Contains(all, "virtiofsd") || strings.Contains(all, "vhost-user-fs") {
+		t.Errorf("want no virtio-fs:\n%s", all)
 	}
 }
 

@@ -55,6 +55,7 @@ func (h *Hypervisor) key(c hypervisor.Config) (Key, error) {
 	k.Add("vCPUs", fmt.Sprintf("%d of %d", c.CPUs, c.MaxCPUs))
 	k.Add("memory", fmt.Sprintf("%d of %d bytes", c.MemoryBytes, c.MaxMemoryBytes))
 	k.Add("hot-plug ports", c.HotplugPorts+len(c.Disks))
+	k.Add("reclaim freed memory", c.ReclaimFreed)
 	return k, nil
 }
 
@@ -65,7 +66,6 @@ func bare(c hypervisor.Config) hypervisor.Config {
 	c.KernelParams = append(append([]string{}, c.KernelParams...), protocols.ParamChannel+"="+channel.PortName)
 	c.HotplugPorts += len(c.Disks) // each lies in one
 	c.Shares, c.NICs, c.Disks, c.Started = nil, nil, nil, nil
-	c.ReclaimFreed = false // the memory is everybody's
 	c.Network = hypervisor.NetNS{}
 	return c
 }

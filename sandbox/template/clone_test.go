@@ -123,6 +123,7 @@ func TestWhatTellsTemplatesApart(t *testing.T) {
 		"max memory": func(c *hypervisor.Config) { c.MaxMemoryBytes = 1 << 30 },
 		"vCPUs":      func(c *hypervisor.Config) { c.CPUs = 2 },
 		"parameters": func(c *hypervisor.Config) { c.KernelParams = []string{"x"} },
+		"reclaim":    func(c *hypervisor.Config) { c.ReclaimFreed = true },
 		"ports":      func(c *hypervisor.Config) { c.HotplugPorts++ },
 		"kernel":     func(c *hypervisor.Config) { *c = podConfig(t) },
 	} {

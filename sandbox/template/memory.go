@@ -206,7 +206,10 @@ func (t *Template) load() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := copySparse(f, src, false); err != nil {
+	if _, err = copySparse(f, src, false); err == nil {
+		err = t.unchanged(src) // meanwhile
+	}
+	if err != nil {
 		f.Close()
 		return nil, err
 	}

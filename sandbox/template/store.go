@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,7 +30,7 @@ const (
 )
 
 // formatVersion changes when an older template cannot be read any more.
-const formatVersion = 1
+const formatVersion = 2
 
 // Store is a directory of templates, shared by all shims of the host.
 type Store struct {
@@ -47,6 +48,7 @@ type Manifest struct {
 	MemoryBytes  int64  `json:"memory_bytes"`
 	MemoryStored int64  `json:"memory_stored"`
 	MemorySHA256 string `json:"memory_sha256"` // of its pages that are not zero, each after its place
+	MemoryFile   string `json:"memory_file"`   // which file it is, and as of when: see version
 	StateBytes   int64  `json:"state_bytes"`
 	StateSHA256  string `json:"state_sha256"`
 }
@@ -88,13 +90,13 @@ func (t *Template) check(digest string) error {
 	if t.Manifest.Digest != digest || t.Key.Digest() != digest {
 		return fmt.Errorf("its manifest is that of %s", t.Manifest.Digest)
 	}
-	var st unix.Stat_t
-	path := filepath.Join(t.dir, memoryFile)
-	if err := unix.Stat(path, &st); err != nil {
-		return &os.PathError{Op: "stat", Path: path, Err: err}
+	memory, err := os.Open(filepath.Join(t.dir, memoryFile))
+	if err != nil {
+		return err
 	}
-	if st.Size != t.MemoryBytes {
-		return fmt.Errorf("%s has %d bytes, not %d", memoryFile, st.Size, t.MemoryBytes)
+	defer memory.Close()
+	if err := t.unchanged(memory); err != nil {
+		return err
 	}
 	sum, n, err := sumFile(filepath.Join(t.dir, stateFile))
 	if err != nil {
@@ -104,6 +106,31 @@ func (t *Template) check(digest string) error {
 		return fmt.Errorf("%s is not what was saved", stateFile)
 	}
 	return nil
+}
+
+// unchanged tells whether a template's memory file is the one that was saved, and
+// has not been written since. Reading all of it would take longer than a clone does.
+func (t *Template) unchanged(memory *os.File) error {
+	now, size, err := version(memory)
+	switch {
+	case err != nil:
+		return err
+	case size != t.MemoryBytes:
+		return fmt.Errorf("%s has %d bytes, not %d", memoryFile, size, t.MemoryBytes)
+	case now != t.MemoryFile:
+		return fmt.Errorf("%s was changed after it was saved: it is %s, not %s", memoryFile, now, t.MemoryFile)
+	}
+	return nil
+}
+
+// version says which file it is, and when it was last changed: every write and
+// every change of size is another time (inode(7), ctime).
+func version(f *os.File) (v string, size int64, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return "", 0, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	return fmt.Sprintf("inode %d, changed %d.%09d", st.Ino, st.Ctim.Sec, st.Ctim.Nsec), st.Size, nil
 }
 
 // Verify reads the memory too.
@@ -241,6 +268,9 @@ func (s *Store) Make(ctx context.Context, k Key, memoryBytes int64, save func(ct
 			err = fmt.Errorf("make template %s: %w", digest, errors.Join(err, os.RemoveAll(dir)))
 		}
 	}()
+	if err := s.makeRoom(digest); err != nil {
+		return err
+	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
@@ -289,11 +319,47 @@ func (m *Manifest) fill(ctx context.Context, dir string, save func(ctx context.C
 		return err
 	}
 	m.MemoryStored = st.Blocks * 512
+	if m.MemoryFile, _, err = version(stored); err != nil {
+		return err
+	}
 	b, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(dir, manifestFile), append(b, '\n'), 0o400)
+}
+
+// maxTemplates is how many there are at a time, so that what pods ask for in
+// annotations does not fill the memory of the host.
+const maxTemplates = 6
+
+// makeRoom removes the templates that no machine can start from any more, and the
+// oldest when there are too many. Those that machines run from stay.
+func (s *Store) makeRoom(but string) error {
+	digests, err := s.List()
+	if err != nil {
+		return err
+	}
+	var idle []*Template
+	for _, d := range digests {
+		t, err := s.Open(d)
+		switch {
+		case d == but || errdefs.IsNotFound(err):
+		case err != nil || t.Stale() && len(t.Users()) == 0:
+			if err := s.remove(d); err != nil && !errors.Is(err, ErrBusy) {
+				return err
+			}
+		case len(t.Users()) == 0:
+			idle = append(idle, t)
+		}
+	}
+	slices.SortFunc(idle, func(a, b *Template) int { return a.Created.Compare(b.Created) })
+	for _, t := range idle[:max(0, len(idle)-maxTemplates+1)] {
+		if err := s.remove(t.Digest); err != nil && !errors.Is(err, ErrBusy) {
+			return err
+		}
+	}
+	return nil
 }
 
 // List returns the digests of all templates, whole or not.

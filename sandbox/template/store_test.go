@@ -149,12 +149,13 @@ func TestMakeOnFullTmpfs(t *testing.T) {
 func TestBroken(t *testing.T) {
 	for name, harm := range map[string]func(dir string) error{
 		"memory truncated":   func(d string) error { return os.Truncate(filepath.Join(d, memoryFile), memorySize/2) },
+		"memory written":     func(d string) error { return scribble(filepath.Join(d, memoryFile)) },
 		"memory gone":        func(d string) error { return os.Remove(filepath.Join(d, memoryFile)) },
 		"state changed":      func(d string) error { return rewrite(filepath.Join(d, stateFile), "DEVICES") },
 		"state truncated":    func(d string) error { return os.Truncate(filepath.Join(d, stateFile), 3) },
 		"manifest gone":      func(d string) error { return os.Remove(filepath.Join(d, manifestFile)) },
 		"manifest not JSON":  func(d string) error { return rewrite(filepath.Join(d, manifestFile), "x") },
-		"of another version": func(d string) error { return edit(filepath.Join(d, manifestFile), `"version": 1`, `"version": 2`) },
+		"of another version": func(d string) error { return edit(filepath.Join(d, manifestFile), `"version": 2`, `"version": 1`) },
 		"of another key":     func(d string) error { return edit(filepath.Join(d, manifestFile), `"value": "a"`, `"value": "b"`) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -169,6 +170,15 @@ func TestBroken(t *testing.T) {
 			must(t, again.Verify())
 		})
 	}
+}
+
+func scribble(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt([]byte("K"), 5000)
+	return errors.Join(err, f.Close())
 }
 
 func rewrite(path, text string) error {
@@ -191,16 +201,61 @@ func edit(path, from, to string) error {
 
 // Open does not read the memory, Verify does.
 func TestVerify(t *testing.T) {
-	s, tpl := made(t)
-	f, err := os.OpenFile(filepath.Join(tpl.dir, memoryFile), os.O_RDWR, 0)
-	must(t, err)
-	defer f.Close()
-	_, err = f.WriteAt([]byte("K"), 5000)
-	must(t, err)
-	again, err := s.Open(tpl.Digest)
-	must(t, err)
-	if err := again.Verify(); err == nil {
+	_, tpl := made(t)
+	must(t, scribble(filepath.Join(tpl.dir, memoryFile)))
+	if err := tpl.Verify(); err == nil {
 		t.Error("a changed byte was not noticed")
+	}
+}
+
+// What is changed after a template was opened is noticed when its memory is loaded.
+func TestChangedMeanwhile(t *testing.T) {
+	for name, harm := range map[string]func(path string) error{
+		"truncated": func(path string) error { return os.Truncate(path, page) }, "written": scribble, "gone": os.Remove,
+	} {
+		_, tpl := made(t)
+		must(t, harm(filepath.Join(tpl.dir, memoryFile)))
+		if m, err := tpl.Shared(t.Context()); err == nil {
+			t.Errorf("%s: %v is shared", name, m.File.Name())
+		}
+		if _, err := tpl.Copy(); err == nil {
+			t.Errorf("%s: it was copied", name)
+		}
+		if users := tpl.Users(); len(users) != 0 {
+			t.Errorf("%s: %v still use it", name, users)
+		}
+	}
+}
+
+// There are only so many templates: the oldest that nobody uses goes, and one
+// of which no machine can start any more.
+func TestRoom(t *testing.T) {
+	s := newStore(t)
+	make1 := func(k Key) *Template {
+		must(t, s.Make(t.Context(), k, memorySize, save))
+		tpl, err := s.Open(k.Digest())
+		must(t, err)
+		return tpl
+	}
+	used, err := make1(testKey("used")).Shared(t.Context())
+	must(t, err)
+	defer used.Close()
+	kernel := filepath.Join(t.TempDir(), "kernel")
+	must(t, os.WriteFile(kernel, nil, 0o600))
+	var stale Key
+	must(t, stale.AddFile("kernel", kernel))
+	make1(stale)
+	must(t, os.Remove(kernel))
+	for i := range maxTemplates + 2 {
+		make1(testKey(fmt.Sprint(i)))
+	}
+	for _, c := range []struct {
+		k    Key
+		gone bool
+	}{{testKey("used"), false}, {stale, true}, {testKey("0"), true}, {testKey("1"), true}, {testKey("2"), false}, {testKey(fmt.Sprint(maxTemplates + 1)), false}} {
+		if _, err := s.Open(c.k.Digest()); errdefs.IsNotFound(err) != c.gone {
+			t.Errorf("%v: %v; gone is to be %v", c.k, err, c.gone)
+		}
 	}
 }
 
