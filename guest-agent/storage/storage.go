@@ -262,8 +262,20 @@ func bindMount(source, target string, o Options) error {
 	return nil
 }
 
-func (m *Manager) virtioFS(_ context.Context, s *agentpb.Storage, _ string) error {
-	return m.mountAt(s.Source, s.MountPoint, "virtiofs", s.Options)
+// virtioFS mounts a share. The device of a machine that was restored is plugged in
+// while the pod begins; until then the kernel calls its tag invalid.
+func (m *Manager) virtioFS(ctx context.Context, s *agentpb.Storage, _ string) error {
+	var last error
+	err := m.finder.WaitFor(ctx, "virtio-fs device "+s.Source, func() (bool, error) {
+		if last = m.mountAt(s.Source, s.MountPoint, "virtiofs", s.Options); errors.Is(last, unix.EINVAL) {
+			return false, nil
+		}
+		return true, last
+	})
+	if err != nil && errors.Is(last, unix.EINVAL) {
+		return errors.Join(last, err)
+	}
+	return err
 }
 
 func (m *Manager) bind(_ context.Context, s *agentpb.Storage, _ string) error {
