@@ -333,7 +333,11 @@ func (c *Container) Start(ctx context.Context) error {
 	m.watchOnce.Do(func() { // not before: the first start is not to wait for it
 		m.work(m.copyGuestLog)
 		if p, ok := c.s.o.Hypervisor.(interface{ prepareTemplate(context.Context) }); ok {
-			m.work(func() { p.prepareTemplate(m.ctx) })
+			m.work(func() {
+				if m.mayMakeTemplate() {
+					p.prepareTemplate(m.ctx)
+				}
+			})
 		}
 		if told := c.s.o.OOM; told != nil {
 			m.work(func() { m.watchOOM(told) })

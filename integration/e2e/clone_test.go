@@ -75,7 +75,7 @@ func TestClones(t *testing.T) {
 	o.Kata.Set = map[string]string{"factory.enable_template": "true"}
 	t.Setenv(lab.EnvTemplate, "") // a directory of the lab's own
 	b := newOwnBox(t, o)
-	b.start("first", []string{"--memory-limit", fmt.Sprint(64 * mib), "--cpus", "1"}, "sleep", "100000")
+	b.start("first", []string{"--cpus", "1"}, "sleep", "100000") // of another size than others
 	b.waitLog(0, logTemplateMade)
 	b.remove("first")
 	for _, part := range []struct {
@@ -89,6 +89,42 @@ func TestClones(t *testing.T) {
 	} {
 		t.Run(part.name, func(t *testing.T) { part.test(begin(t, b.c)) })
 	}
+	if os.Getenv(allEnv) != "" {
+		t.Run("Crowd", func(t *testing.T) { testCrowd(begin(t, b.c)) })
+	}
+}
+
+// crowd is how many idle clones there are at once, at most crowdStarts of which
+// start at a time.
+const (
+	crowd       = 64
+	crowdStarts = 4
+)
+
+// testCrowd: as many clones as nobody has booted machines.
+func testCrowd(b *box) {
+	var wg sync.WaitGroup
+	begun := make(chan struct{}, crowdStarts)
+	ids := make([]string, crowd)
+	for i := range ids {
+		ids[i] = fmt.Sprint("idle", i)
+		b.Cleanup(func() { b.remove(ids[i]) })
+		begun <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-begun }()
+			if r := b.ctr(b.runArgs(ids[i], []string{"--detach", "--null-io"}, []string{"sleep", "100000"})...); r.Code != 0 {
+				b.Errorf("%s: %s", ids[i], r.Stderr)
+			}
+		})
+	}
+	wg.Wait()
+	tasks := b.ok("tasks", "ls")
+	if n := strings.Count(tasks, "RUNNING"); n != crowd {
+		b.Fatalf("%d of %d run:\n%s", n, crowd, tasks)
+	}
+	b.want(b.exec(ids[0], "echo", "alive"), 0, "alive\n")
+	b.want(b.exec(ids[crowd-1], "echo", "alive"), 0, "alive\n")
+	b.wholeTemplate()
 }
 
 // manyClones is how many pods testManyClones has at a time; each needs a core for

@@ -159,6 +159,9 @@ func (g *Group) set(d Dir, s setting) error {
 	return nil
 }
 
+// Limits are those of the cgroup now. Nobody calls Update meanwhile.
+func (g *Group) Limits() Limits { return g.limits }
+
 // Split tells whether only threads belong into the pod's cgroup; see AddThreads.
 func (g *Group) Split() bool { return len(g.plan.Overhead) > 0 }
 
