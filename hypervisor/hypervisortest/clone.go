@@ -50,6 +50,12 @@ func (s *suite) clones() {
 	c := s.clone("clone3", own, state, false)
 	s.streams(c, 3)
 	s.stop(c)
+	u := s.cloneConfig("unsealed", own, state, true)
+	u.ReclaimFreed = true
+	var se *hypervisor.StartError
+	if err := s.startFails(context.Background(), u); !errors.As(err, &se) || se.Phase != "config" {
+		s.Errorf("memory that is given back, of a file that is not sealed: %v, want a *StartError of phase config", err)
+	}
 	s.brokenState(memory, state)
 }
 
