@@ -238,20 +238,18 @@ func (a *agent) ready(ctx context.Context, failed chan<- error) {
 	a.settle(ctx)
 }
 
-// openChannel waits for the host, in the machine that is saved and in each that
+// openChannel serves hosts, in the machine that is saved and in each that
 // is restored from it.
 func (a *agent) openChannel(ctx context.Context, failed chan<- error) {
-	var took time.Duration
-	err := a.serial.Open(ctx, a.finder, a.params.Channel, func(h channel.Hello) error {
+	err := a.serial.Serve(ctx, a.finder, a.params.Channel, func(h channel.Hello) error {
 		begin := time.Now()
-		defer func() { took = time.Since(begin) }()
-		return identity.Assume(h)
+		err := identity.Assume(h)
+		a.log.Info("identity assumed", agentlog.KeyDuration, float64(time.Since(begin).Microseconds())/1000)
+		return err
 	})
 	if err != nil {
 		failed <- err
-		return
 	}
-	a.log.Info("identity assumed", agentlog.KeyDuration, float64(took.Microseconds())/1000)
 }
 
 // settle does what the first container will most likely need.

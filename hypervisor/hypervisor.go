@@ -77,8 +77,19 @@ type CPUThreader interface {
 type Snapshotter interface {
 	// Save stops the guest where it is and writes the state of its devices, without
 	// its memory, to state. The memory is in Config.Memory, which must not be
-	// private. The machine is of no more use: end it before the memory is used.
+	// private. The machine is of no more use: end it before the memory is used, or
+	// Continue it after (Parker).
 	Save(ctx context.Context, state *os.File) error
+}
+
+// Parker is implemented by machines whose guest can be saved with what runs in it,
+// and can go on afterwards, here or in a machine that is restored.
+type Parker interface {
+	// Park ends every stream in order and returns when the guest waits for a host;
+	// Dial waits meanwhile. What was sent and not read is lost. Save may follow.
+	Park(ctx context.Context) error
+	// Continue undoes Park, and Save too: the guest runs and streams can be opened.
+	Continue(ctx context.Context) error
 }
 
 // HugePage is the size of the huge pages for guest memory, in bytes.
@@ -125,6 +136,10 @@ type Config struct {
 	// that it did not have. Start returns when it answers, as another guest than
 	// the saved one: see channel.Hello. It goes with VsockSerial alone.
 	Restore *os.File
+	// Whole says that the restored machine has the very NICs and Disks of the saved
+	// one, in the same order: they go on with the rest, as does the guest, which is
+	// the one that was saved and not a copy.
+	Whole bool
 	// Shares are the virtio-fs devices of the machine.
 	Shares []Share
 	// NICs are the network devices of the machine, in the order in which the guest finds them.

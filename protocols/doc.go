@@ -86,6 +86,8 @@ const (
 	FeatureUnified = "unified-limits"
 	// FeatureTCPForward says that the guest listens on ForwardPort.
 	FeatureTCPForward = "tcp-forward"
+	// FeatureCheckpoint says that the guest serves the service kata.Checkpoint.
+	FeatureCheckpoint = "checkpoint"
 )
 
 // AnnotationPrivate lists, in a container's specification, the namespaces of its

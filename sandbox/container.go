@@ -31,6 +31,9 @@ type ContainerConfig struct {
 	Rootfs []storage.Mount
 	// Stdio says which streams the first process has.
 	Stdio agentclient.StdioWants
+	// Checkpoint is the directory of one that the container goes on from; empty for
+	// what runtime.restore says.
+	Checkpoint string
 }
 
 // Container is one container of the pod.
@@ -46,6 +49,7 @@ type Container struct {
 	sources        map[int]string
 	volumes        []*agentpb.Storage // what the guest makes or mounts for them
 	direct         []directMount      // written before the container is published
+	restored       *restore           // what it goes on from; written before the container is published
 
 	timings *timings // written before the container is published, then by the one Start
 
@@ -83,6 +87,10 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 		p := PodFromSpec(cc.Spec)
 		pod = &p
 	}
+	from, err := s.restoreFrom(cc)
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, s.o.Config.Runtime.CreateContainerTimeout)
 	defer cancel()
 	c := &Container{s: s, id: cc.ID, bundle: cc.Bundle, spec: cc.Spec, execs: map[string]*Process{}}
@@ -104,13 +112,23 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 		return nil, err
 	}
 	disks, err := s.openDisks(cc)
+	if err == nil && from != nil {
+		if err = c.checkRestorable(disks); err == nil {
+			err = from.disks(disks)
+		}
+		if err != nil {
+			disks.close()
+		}
+	}
 	if err != nil {
 		share.Unsync(c.id)
 		return nil, err
 	}
 	// The machine boots while the host's side of the container is mounted.
 	booted := make(chan error, 1)
-	go func() { booted <- s.start(ctx, share, *pod, s.firstOf(c, disks), t) }()
+	f := s.firstOf(c, disks)
+	f.restore = from
+	go func() { booted <- s.start(ctx, share, *pod, f, t) }()
 	spec, err := c.prepare(share, cc, disks.root != nil)
 	if err := errors.Join(err, <-booted); err != nil {
 		disks.close()
@@ -126,7 +144,11 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 			c.leaveDirect()
 		}
 	}()
-	if err := c.create(ctx, spec, disks); err != nil {
+	create := func() error { return c.create(ctx, spec, disks) }
+	if from != nil {
+		create = func() error { return c.takeOver(from) }
+	}
+	if err := create(); err != nil {
 		return nil, errors.Join(fmt.Errorf("create container: %w", err), s.detach(context.WithoutCancel(ctx), c.id), share.Remove(c.id))
 	}
 	if err := c.createHooks(ctx); err != nil {
@@ -322,7 +344,12 @@ func (c *Container) Start(ctx context.Context) error {
 		return err
 	}
 	begin := time.Now()
-	if _, err := m.agent.StartContainer(ctx, &agentpb.StartContainerRequest{ContainerId: c.id}); err != nil {
+	if c.restored != nil {
+		err = c.goOn(ctx, m)
+	} else {
+		_, err = m.agent.StartContainer(ctx, &agentpb.StartContainerRequest{ContainerId: c.id})
+	}
+	if err != nil {
 		return fmt.Errorf("start container: %w", m.agent.Err(err))
 	}
 	c.timings.add("t_start", time.Since(begin))

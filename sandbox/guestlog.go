@@ -6,9 +6,12 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"maps"
 	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/protocols"
 	"github.com/kata-v2/kata/protocols/agentpb"
@@ -20,13 +23,20 @@ const maxGuestLine = 16 << 10
 // copyGuestLog puts the agent's log lines into ours until the machine ends. The
 // agent's own debug level decides how much comes; what comes is data of the
 // guest, and is written as such.
+// After a checkpoint the guest is asked again, for what it has kept too.
 func (m *machine) copyGuestLog() {
+	for m.copyLogOnce() {
+	}
+}
+
+// copyLogOnce copies the lines of one connection and tells whether another is to follow.
+func (m *machine) copyLogOnce() (again bool) {
 	conn, err := m.vm.Dial(m.ctx, protocols.LogPort)
 	if err != nil {
 		if !m.ending() {
 			m.log.Debug("the guest serves no log", "error", err)
 		}
-		return
+		return false
 	}
 	stop := context.AfterFunc(m.ctx, func() { conn.Close() })
 	defer stop()
@@ -37,9 +47,14 @@ func (m *machine) copyGuestLog() {
 		level, msg, attrs := parseGuestLine(sc.Bytes())
 		m.log.LogAttrs(m.ctx, level, "guest: "+msg, attrs...)
 	}
-	if err := sc.Err(); err != nil && !m.ending() {
+	err = sc.Err()
+	if m.ending() || m.saves != nil && errors.Is(err, unix.ECONNRESET) {
+		return !m.ending()
+	}
+	if err != nil {
 		m.log.Warn("the guest's log ended", "error", err)
 	}
+	return false
 }
 
 // guestLevels maps the agent's level names; its info is our debug, as our own

@@ -74,6 +74,13 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 	}
 	s.bootDisks(&vc, f)
 	vc.HotplugPorts = portsBeside(&vc, f.alone)
+	if s.o.Config.Runtime.EnableCheckpoint {
+		if err := s.makeSavable(ctx, m, &vc, f.restore); err != nil {
+			vc.CloseDevices()
+			s.disks.Booted(f.container, nil, err)
+			return m, err
+		}
+	}
 	vm, err := s.startVMM(ctx, m, share, vc, f.noShare)
 	if err != nil {
 		s.disks.Booted(f.container, nil, err)
@@ -87,6 +94,9 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 	m.forwardPorts(pod.NetNSPath) // while the guest boots
 	dctx, cancel := context.WithTimeout(ctx, s.o.Config.Agent.DialTimeout)
 	defer cancel()
+	if f.restore != nil {
+		return m, s.goOn(dctx, m, f.restore, t)
+	}
 	if m.agent, err = agentclient.Connect(dctx, vm); err != nil {
 		return m, &hypervisor.StartError{Phase: "boot", Err: err, Console: vm.Info().ConsoleTail()}
 	}
@@ -104,6 +114,20 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 	}
 	t.mark("t_sandbox")
 	return m, nil
+}
+
+// goOn is what is left of the start of a machine that was restored.
+func (s *Sandbox) goOn(ctx context.Context, m *machine, r *restore, t *timings) error {
+	if err := r.adopt(ctx, m, m.vm); err != nil {
+		return err
+	}
+	m.work(func() { m.agent.Wait(m.ctx) })
+	if err := r.network(ctx, m); err != nil {
+		return err
+	}
+	m.work(m.keepClock)
+	t.mark("t_restore")
+	return m.watchNetwork()
 }
 
 // startVMM starts daemon and VMM, again when the first start was from a template

@@ -128,7 +128,7 @@ func (p *Process) ended(status uint32) {
 func (p *Process) wait(m *machine) {
 	resp, err := m.agent.WaitProcess(m.ctx, &agentpb.WaitProcessRequest{ContainerId: p.c.id, ExecId: p.id})
 	if err != nil {
-		if m.ctx.Err() == nil {
+		if !m.ending() {
 			p.c.s.o.Log.Error("wait for process", "container", p.c.id, "exec", p.id, "error", m.agent.Err(err))
 		}
 		p.ended(killedStatus)

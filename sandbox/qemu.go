@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
 
@@ -47,7 +48,7 @@ func (h *configuredQEMU) Start(ctx context.Context, vc hypervisor.Config) (hyper
 		}
 		return nil, &hypervisor.StartError{Phase: "config", Err: err}
 	}
-	if !h.c.Factory.EnableTemplate || h.c.QEMU.MachineType == qemu.MicroVM /* it takes no device after its boot */ || !h.ownSize(vc) {
+	if vc.Memory != nil || !h.c.Factory.EnableTemplate || h.c.QEMU.MachineType == qemu.MicroVM /* it takes no device after its boot */ || !h.ownSize(vc) {
 		return b.Start(ctx, vc)
 	}
 	if err := h.withTemplates(b); err != nil {
@@ -123,6 +124,26 @@ func (h *configuredQEMU) templateKey() (template.Key, error) {
 	k.Add("machine", q.MachineType)
 	k.Add("CPU features", q.CPUFeatures)
 	return k, errors.Join(k.AddFile("VMM", q.Path), k.AddFile("firmware", q.Firmware), k.AddFile("manifest", h.c.ManifestPath()), k.AddCPU())
+}
+
+// machineKey is all that a machine depends on which is restored from a checkpoint.
+func (h *configuredQEMU) machineKey(ctx context.Context, vc hypervisor.Config) (template.Key, error) {
+	if _, err := h.backend(ctx, &vc); err != nil {
+		return nil, err
+	}
+	k, err := h.templateKey()
+	if err != nil {
+		return nil, err
+	}
+	k.Add("kernel parameters", strings.Join(vc.KernelParams, " "))
+	k.Add("vCPUs", fmt.Sprintf("%d of %d", vc.CPUs, vc.MaxCPUs))
+	k.Add("memory", fmt.Sprintf("%d bytes", vc.MemoryBytes))
+	k.Add("ports", vc.HotplugPorts+len(vc.Disks))
+	k.Add("reports free memory", vc.ReclaimFreed)
+	for i, n := range vc.NICs {
+		k.Add(fmt.Sprintf("network device %d", i), fmt.Sprintf("%s, %d queues", n.MAC, len(n.Taps)))
+	}
+	return k, errors.Join(k.AddFile("kernel", vc.Kernel), k.AddFile("initrd", vc.Initrd))
 }
 
 // released waits until nothing is held for the machine, which has ended.

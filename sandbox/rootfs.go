@@ -103,6 +103,7 @@ type first struct {
 	disks     []*storage.Source
 	noShare   bool // nothing of the host is shared with the guest
 	alone     bool // nobody has said that other containers will come
+	restore   *restore
 }
 
 // groupKey is set by clients of containerd on a container that others are to join.
@@ -113,7 +114,7 @@ func (s *Sandbox) firstOf(c *Container, disks *containerDisks) first {
 	alone := c.id == s.o.ID && c.spec.Annotations[containerTypeKey] == ""
 	return first{
 		container: c.id, disks: disks.sources(), alone: alone && c.spec.Annotations[groupKey] == "",
-		noShare: s.o.Config.QEMU.SharedFS == "none" || alone && disks.root != nil && len(c.shared) == 0,
+		noShare: s.o.Config.QEMU.SharedFS == "none" || s.o.Config.Runtime.EnableCheckpoint || alone && disks.root != nil && len(c.shared) == 0,
 	}
 }
 

@@ -298,8 +298,13 @@ type machine struct {
 	net    *network.Network // nil before it is connected
 	cgroup *cgroup.Group    // nil before it is joined, and without cgroups
 	sizer  *sizer           // nil before the size is known
-	log    *slog.Logger
-	forget func(ledger.Token) error
+	saves  *savable         // nil for a machine that cannot be saved
+	saving atomic.Bool      // a checkpoint is under way
+	// restored is the state that the machine was restored from, nil for one that
+	// was booted.
+	restored *os.File
+	log      *slog.Logger
+	forget   func(ledger.Token) error
 
 	ctx       context.Context // ends with the machine
 	cancel    context.CancelFunc
@@ -401,6 +406,12 @@ func (m *machine) release(share *storage.Share) {
 	m.closed = true
 	m.mu.Unlock()
 	m.workers.Wait()
+	if m.saves != nil {
+		m.saves.close()
+	}
+	if m.restored != nil {
+		m.restored.Close()
+	}
 	errs := []error{share.Close()}
 	if m.net != nil {
 		errs = append(errs, m.net.Close())

@@ -206,7 +206,7 @@ func boundsOf(c *config.Config, h Host) bounds {
 	b.own = size{boot, roundUp(c.QEMU.MemoryBytes(), b.unit)}
 	b.most = size{most, c.QEMU.MaxMemoryBytes(h.MemoryBytes) / b.unit * b.unit}
 	b.most.memory = max(b.most.memory, b.own.memory)
-	b.fixed = c.Runtime.StaticSandboxResourceMgmt || c.QEMU.MachineType == qemu.MicroVM // which takes nothing at run time
+	b.fixed = c.Runtime.StaticSandboxResourceMgmt || c.Runtime.EnableCheckpoint || c.QEMU.MachineType == qemu.MicroVM // which takes nothing at run time
 	b.fixedMemory = b.fixed || !c.QEMU.EnableVirtioMem
 	b.alike = c.Factory.EnableTemplate
 	return b

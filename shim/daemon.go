@@ -116,6 +116,7 @@ func serve(ctx context.Context, d daemonParams, l net.Listener, led *ledger.Ledg
 	register(server, svc)
 	registerVolumes(server, sb)
 	registerPod(server, sb)
+	registerCheckpoint(server, sb)
 	registerSandbox(server, &sandboxService{
 		svc: svc, sb: sb, log: log, load: d.Config, files: filepath.Join(led.Dir(), "etc"),
 		hypervisor: func(c *config.Config) hypervisor.Hypervisor { return sandbox.NewQEMU(c, log) },

@@ -20,15 +20,16 @@ import (
 
 // Event topics (containerd core/runtime/events.go).
 const (
-	topicCreate      = "/tasks/create"
-	topicStart       = "/tasks/start"
-	topicExit        = "/tasks/exit"
-	topicOOM         = "/tasks/oom"
-	topicDelete      = "/tasks/delete"
-	topicExecAdded   = "/tasks/exec-added"
-	topicExecStarted = "/tasks/exec-started"
-	topicPaused      = "/tasks/paused"
-	topicResumed     = "/tasks/resumed"
+	topicCreate       = "/tasks/create"
+	topicStart        = "/tasks/start"
+	topicExit         = "/tasks/exit"
+	topicOOM          = "/tasks/oom"
+	topicDelete       = "/tasks/delete"
+	topicExecAdded    = "/tasks/exec-added"
+	topicExecStarted  = "/tasks/exec-started"
+	topicPaused       = "/tasks/paused"
+	topicCheckpointed = "/tasks/checkpointed"
+	topicResumed      = "/tasks/resumed"
 )
 
 // queueLength bounds the events kept while containerd is down; a pod whose

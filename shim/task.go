@@ -33,9 +33,6 @@ func (s *service) Create(ctx context.Context, r *taskpb.CreateRequest) (_ *taskp
 			s.endIfAbandoned(ctx)
 		}
 	}()
-	if r.Checkpoint != "" {
-		return nil, fmt.Errorf("checkpoint: restoring a task is not implemented: %w", errdefs.ErrNotImplemented)
-	}
 	spec, err := readSpec(r.Bundle)
 	if err != nil {
 		return nil, err
@@ -52,7 +49,7 @@ func (s *service) Create(ctx context.Context, r *taskpb.CreateRequest) (_ *taskp
 		return nil, err
 	}
 	c, err := s.sb.CreateContainer(ctx, sandbox.ContainerConfig{
-		ID: r.Id, Bundle: r.Bundle, Spec: spec, Rootfs: rootfsMounts(r), Stdio: paths.wants(),
+		ID: r.Id, Bundle: r.Bundle, Spec: spec, Rootfs: rootfsMounts(r), Stdio: paths.wants(), Checkpoint: r.Checkpoint,
 	})
 	if err != nil {
 		io.abort()
@@ -300,14 +297,6 @@ func (s *service) Resume(ctx context.Context, r *taskpb.ResumeRequest) (*emptypb
 	}
 	s.pub.publish(topicResumed, &events.TaskResumed{ContainerID: r.Id})
 	return empty, nil
-}
-
-// Checkpoint is not implemented.
-func (s *service) Checkpoint(_ context.Context, r *taskpb.CheckpointRequest) (*emptypb.Empty, error) {
-	if _, err := s.task(r.Id); err != nil {
-		return nil, err
-	}
-	return nil, fmt.Errorf("checkpoint of a task: %w", errdefs.ErrNotImplemented)
 }
 
 // ResizePty sets the size of a process's terminal.

@@ -105,7 +105,7 @@ func callOf(t *testing.T, p *pod, row, id, exec string) apiCall {
 	case "`Stats`":
 		return apiCall{"Stats", &task.StatsRequest{ID: id}, &task.StatsResponse{}}
 	case "`Checkpoint`":
-		return apiCall{"Checkpoint", &task.CheckpointTaskRequest{ID: id}, &emptypb.Empty{}}
+		return apiCall{"Checkpoint", &task.CheckpointTaskRequest{ID: id, Path: "/c"}, &emptypb.Empty{}}
 	case "`Delete`":
 		return apiCall{"Delete", &task.DeleteRequest{ID: id, ExecID: exec}, &task.DeleteResponse{}}
 	case "`Shutdown`":

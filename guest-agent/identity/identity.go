@@ -28,7 +28,7 @@ const (
 )
 
 // Assume does what the host says: any guest gets its random bytes and time, a
-// restored one becomes another guest and looks for the devices it was given, if
+// restored one becomes another guest, unless it is the same, and looks for the devices it was given, if
 // the host says that no event tells of them.
 // When it returns without an error no two guests share what it gave them.
 func Assume(h channel.Hello) error {
@@ -42,8 +42,13 @@ func Assume(h channel.Hello) error {
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
 		return fmt.Errorf("set the clock: %w", err)
 	}
-	if err := newMachineID(machineID); err != nil || !h.Scan {
-		return err
+	if !h.Same {
+		if err := newMachineID(machineID); err != nil {
+			return err
+		}
+	}
+	if !h.Scan {
+		return nil
 	}
 	if err := os.WriteFile(rescan, []byte("1"), 0); err != nil {
 		return fmt.Errorf("look for devices: %w", err)

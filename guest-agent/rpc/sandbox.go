@@ -42,7 +42,7 @@ func (s *Service) GetGuestDetails(_ context.Context, req *agentpb.GuestDetailsRe
 	resp := &agentpb.GuestDetailsResponse{AgentDetails: &agentpb.AgentDetails{
 		Version: s.AgentVersion, InitDaemon: os.Getpid() == 1, DeviceHandlers: pod.DeviceTypes(),
 		StorageHandlers: storage.Drivers(), SupportsSeccomp: true,
-		ExtraFeatures: []string{protocols.FeatureReadyDial, protocols.FeaturePIDs, protocols.FeatureTCPForward, protocols.FeatureSyncedFiles, protocols.FeatureUnified},
+		ExtraFeatures: []string{protocols.FeatureReadyDial, protocols.FeaturePIDs, protocols.FeatureTCPForward, protocols.FeatureSyncedFiles, protocols.FeatureUnified, protocols.FeatureCheckpoint},
 	}}
 	if s.Streams {
 		resp.AgentDetails.ExtraFeatures = append(resp.AgentDetails.ExtraFeatures, protocols.FeatureStdioStreams)

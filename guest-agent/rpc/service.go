@@ -7,6 +7,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -73,6 +74,7 @@ func NewServer(s *Service) (*ttrpc.Server, error) {
 	agentpb.RegisterAgentServiceService(srv, s)
 	agentpb.RegisterHealthService(srv, s)
 	agentpb.RegisterFilesService(srv, s)
+	agentpb.RegisterCheckpointService(srv, s)
 	return srv, nil
 }
 
@@ -82,7 +84,11 @@ func (s *Service) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, in
 	resp, err := method(ctx, unmarshal)
 	ms := float64(time.Since(start).Microseconds()) / 1000
 	if err != nil {
-		s.Log.Warn("call failed", agentlog.KeyMethod, info.FullMethod, agentlog.KeyError, err.Error(), agentlog.KeyDuration, ms)
+		level := slog.LevelWarn
+		if errors.Is(ctx.Err(), context.Canceled) { // nobody waits for it any more
+			level = slog.LevelDebug
+		}
+		s.Log.Log(ctx, level, "call failed", agentlog.KeyMethod, info.FullMethod, agentlog.KeyError, err.Error(), agentlog.KeyDuration, ms)
 		return nil, toStatus(err)
 	}
 	s.Log.Debug("call", agentlog.KeyMethod, info.FullMethod, agentlog.KeyDuration, ms)

@@ -38,9 +38,11 @@ type Finder interface {
 	SerialByName(ctx context.Context, name string) (string, error)
 }
 
-// Open greets the host and waits for it, which may take as long as a saved
-// machine lies about; obey is called with what the host says.
-func (p *Port) Open(ctx context.Context, f Finder, name string, obey func(channel.Hello) error) error {
+// Serve greets the host and waits for it, which may take as long as a saved
+// machine lies about; obey is called with what the host says. When a host leaves in
+// order, the next one is waited for. It returns an error when the port is of no
+// use, and nil when ctx is done or the port was closed.
+func (p *Port) Serve(ctx context.Context, f Finder, name string, obey func(channel.Hello) error) error {
 	node, err := f.SerialByName(ctx, name)
 	if err != nil {
 		return err
@@ -49,16 +51,27 @@ func (p *Port) Open(ctx context.Context, f Finder, name string, obey func(channe
 	if err != nil {
 		return fmt.Errorf("channel: %w", err)
 	}
+	line := channel.NewLine(conn{file})
 	stop := context.AfterFunc(ctx, func() { file.Close() })
-	err = channel.Greet(file, obey)
-	if !stop() {
-		return ctx.Err()
+	defer stop()
+	for {
+		if err = channel.Greet(line, obey); err != nil {
+			break
+		}
+		if err = p.mux.Attach(line); err != nil {
+			break
+		}
+		select {
+		case <-p.mux.Detached():
+		case <-p.mux.Done():
+			return nil
+		}
 	}
-	if err != nil {
-		file.Close()
-		return err
+	file.Close()
+	if ctx.Err() != nil {
+		return nil
 	}
-	return p.mux.Attach(conn{file})
+	return err
 }
 
 // conn makes a net.Conn of the port's file.

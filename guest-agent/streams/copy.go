@@ -5,7 +5,6 @@ package streams
 import (
 	"errors"
 	"io"
-	"net"
 	"sync"
 	"syscall"
 
@@ -76,31 +75,4 @@ func readSome(rc syscall.RawConn) (buf *[]byte, n int, err error) {
 		return nil, 0, rerr
 	}
 	return buf, n, nil
-}
-
-// copyIn moves a connection to a process's stdin until either ends; a dst that
-// fails ends it.
-func copyIn(dst io.Writer, src net.Conn) {
-	sc, ok := src.(syscall.Conn)
-	if !ok {
-		_, _ = io.Copy(dst, src) // either end going away is how it ends
-		return
-	}
-	rc, err := sc.SyscallConn()
-	if err != nil {
-		return
-	}
-	for {
-		buf, n, err := readSome(rc)
-		var werr error
-		if n > 0 {
-			_, werr = dst.Write((*buf)[:n])
-		}
-		if buf != nil {
-			buffers.Put(buf)
-		}
-		if err != nil || n == 0 || werr != nil {
-			return
-		}
-	}
 }

@@ -34,7 +34,10 @@ type Config struct {
 // Close; Exited when the process is gone; Close in the end.
 type Set struct {
 	cfg   Config
-	child [3]int // descriptors for the process; -1 once closed
+	child [3]int      // descriptors for the process; -1 once closed
+	conns [3]net.Conn // guarded by park.mu; the host's ends
+	flows [3]bool     // guarded by park.mu; there is, and will be, something to carry
+	park  parking
 	// The agent's ends, nil where there is none. With a terminal all are the
 	// master. Set by New and Started, before anybody else has the Set.
 	in       *os.File
@@ -52,7 +55,7 @@ type Set struct {
 
 // New makes the pipes. On an error nothing is left open but the connections.
 func New(cfg Config) (*Set, error) {
-	s := &Set{cfg: cfg, child: [3]int{-1, -1, -1}, drained: make(chan struct{}), writing: make(chan struct{}, 1)}
+	s := &Set{cfg: cfg, child: [3]int{-1, -1, -1}, conns: [3]net.Conn{cfg.Stdin, cfg.Stdout, cfg.Stderr}, park: newParking(), drained: make(chan struct{}), writing: make(chan struct{}, 1)}
 	for i := range s.reading {
 		s.reading[i] = make(chan struct{}, 1)
 	}
@@ -113,17 +116,15 @@ func (s *Set) Started(console *os.File) {
 		return
 	}
 	var outputs sync.WaitGroup
-	for i, c := range []net.Conn{s.cfg.Stdout, s.cfg.Stderr} {
+	for i := range s.out {
 		if s.out[i] == nil {
 			continue
 		}
 		outputs.Add(1)
-		s.pumps.Add(1)
-		go func() {
-			defer s.pumps.Done()
+		s.pump(1+i, func() {
 			defer outputs.Done()
-			s.pumpOut(s.out[i], c)
-		}()
+			s.pumpOut(1+i, s.out[i])
+		})
 	}
 	s.pumps.Add(1)
 	go func() {
@@ -132,27 +133,28 @@ func (s *Set) Started(console *os.File) {
 		close(s.drained)
 	}()
 	if s.in != nil && s.cfg.Stdin != nil {
-		s.pumps.Add(1)
-		go func() {
-			defer s.pumps.Done()
-			copyIn(s.in, s.cfg.Stdin)
+		s.pump(0, func() {
+			s.pumpIn()
 			if s.console == nil {
 				s.endStdin()
 			}
 			// A terminal has no end of file of its own; the copying just stops.
-		}()
+		})
 	}
 }
 
-// pumpOut ends when every holder of the process's end has closed it; then the
-// connection is closed, which tells the host that it has everything.
-func (s *Set) pumpOut(src *os.File, c net.Conn) {
-	if c == nil {
-		_ = copyStream(nil, src) // a terminal nobody reads must not block its process
-		return
-	}
-	_ = copyStream(c, src) // an error means the host went away: nobody to tell
-	c.Close()
+// pump runs the carrying of stream i.
+func (s *Set) pump(i int, f func()) {
+	s.park.mu.Lock()
+	s.flows[i] = true
+	s.park.mu.Unlock()
+	s.park.begin()
+	s.pumps.Add(1)
+	go func() {
+		defer s.pumps.Done()
+		defer s.park.end()
+		f()
+	}()
 }
 
 func (s *Set) endStdin() {
@@ -160,9 +162,7 @@ func (s *Set) endStdin() {
 		if s.in != nil && s.console == nil {
 			s.in.Close()
 		}
-		if s.cfg.Stdin != nil {
-			s.cfg.Stdin.Close()
-		}
+		s.ends(0)
 	})
 }
 
@@ -294,6 +294,7 @@ func (s *Set) Resize(rows, cols uint32) error {
 // done to reach the host, and returns when no goroutine is left.
 func (s *Set) Close(ctx context.Context) {
 	s.closing.Do(func() {
+		close(s.park.gone)
 		s.closeChild()
 		s.endStdin()
 		if !s.cfg.Poll {
@@ -302,11 +303,8 @@ func (s *Set) Close(ctx context.Context) {
 			case <-ctx.Done():
 			}
 		}
-		for _, c := range []net.Conn{s.cfg.Stdout, s.cfg.Stderr} {
-			if c != nil {
-				c.Close()
-			}
-		}
+		s.ends(1)
+		s.ends(2)
 		s.closeAgent()
 	})
 	s.pumps.Wait()

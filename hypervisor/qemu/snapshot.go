@@ -144,11 +144,37 @@ func (vm *VM) Save(ctx context.Context, state *os.File) error {
 	return nil
 }
 
+// Park implements hypervisor.Parker.
+func (vm *VM) Park(ctx context.Context) error {
+	if vm.vsock.serial == nil {
+		return fmt.Errorf("park: vsock backend is %q, which QEMU does not save: want %q: %w", vm.vsock.backend, hypervisor.VsockSerial, errdefs.ErrFailedPrecondition)
+	}
+	if err := vm.vsock.serial.Detach(ctx); err != nil {
+		return fmt.Errorf("park: %w", err)
+	}
+	return nil
+}
+
+// Continue implements hypervisor.Parker. QEMU takes the disks, which it has given
+// up for the machine that was to follow, back.
+func (vm *VM) Continue(ctx context.Context) error {
+	if err := vm.qmp.execute(ctx, "cont", nil, nil); err != nil {
+		return fmt.Errorf("continue: %w", err)
+	}
+	if err := vm.vsock.serial.Resume(ctx); err != nil {
+		return fmt.Errorf("continue: %w", err)
+	}
+	return nil
+}
+
 // plugRest adds the devices that cannot be there while a state is loaded: what
 // QEMU cannot save, and what is in a port, which the state says is empty. The
 // guest finds them when it goes on.
 func (s *start) plugRest(ctx context.Context) error {
 	for i, d := range s.c.Disks {
+		if s.c.Whole {
+			break
+		}
 		if err := s.vm.qmp.execute(ctx, "device_add", diskDevice(d, i), nil); err != nil {
 			return fmt.Errorf("disk %s: %w", d.ID, err)
 		}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,10 +23,11 @@ import (
 // socket,id=agent,fd=N -device virtserialport,chardev=agent,name=<channel.PortName>.
 type Serial struct {
 	mux      *channel.Mux
-	conn     net.Conn
+	line     *channel.Line
 	qemu     *os.File
 	restored bool
 	scan     bool
+	same     bool
 	want     chan struct{} // closed when the guest shall go on
 	wantOnce sync.Once
 	ready    chan struct{} // closed when the guest serves
@@ -42,6 +44,8 @@ type SerialConfig struct {
 	Restored bool
 	// Scan tells the guest to look for devices (channel.Hello).
 	Scan bool
+	// Same tells a restored guest that it is the one that was saved (channel.Hello).
+	Same bool
 	// HybridPath is as UserConfig's.
 	HybridPath string
 	// Logger gets one line per event; nil for slog.Default().
@@ -55,7 +59,7 @@ func NewSerial(cfg SerialConfig) (*Serial, error) {
 		return nil, err
 	}
 	d := &Serial{
-		conn: conn, qemu: qemu, restored: cfg.Restored, scan: cfg.Scan, want: make(chan struct{}), ready: make(chan struct{}),
+		line: channel.NewLine(conn), qemu: qemu, restored: cfg.Restored, scan: cfg.Scan, same: cfg.Same, want: make(chan struct{}), ready: make(chan struct{}),
 		mux: channel.New(channel.Config{Host: true, Addr: func(peer bool, port uint32) net.Addr {
 			if peer {
 				return Addr{CID: DefaultGuestCID, Port: port}
@@ -81,13 +85,13 @@ func NewSerial(cfg SerialConfig) (*Serial, error) {
 func (d *Serial) run() {
 	if err := d.open(); err != nil {
 		d.mux.Fail(fmt.Errorf("%w: %w", unix.ECONNRESET, err))
-		_ = d.conn.Close()
+		_ = d.line.Close()
 	}
 }
 
 func (d *Serial) open() error {
 	if !d.restored {
-		if err := channel.ReadGreeting(d.conn); err != nil {
+		if err := channel.ReadGreeting(d.line); err != nil {
 			return err
 		}
 		close(d.ready)
@@ -97,16 +101,50 @@ func (d *Serial) open() error {
 			return net.ErrClosed
 		}
 	}
-	if err := channel.SendHello(d.conn, channel.NewHello(d.restored, d.scan)); err != nil {
+	hello := channel.NewHello(d.restored, d.scan)
+	hello.Same = d.same
+	if err := channel.SendHello(d.line, hello); err != nil {
 		return err
 	}
-	if err := channel.ReadAck(d.conn); err != nil {
+	if err := channel.ReadAck(d.line); err != nil {
 		return err
 	}
 	if d.restored {
 		close(d.ready)
 	}
-	return d.mux.Attach(d.conn)
+	return d.mux.Attach(d.line)
+}
+
+// Detach ends every stream and returns when the guest waits for a host again: then
+// the machine may be saved. Dials wait until Resume.
+func (d *Serial) Detach(ctx context.Context) error {
+	if err := d.mux.Detach(ctx); err != nil {
+		return err
+	}
+	return d.bounded(ctx, func() error { return channel.ReadGreeting(d.line) })
+}
+
+// Resume lets a guest go on after Detach, also one that has stood still meanwhile.
+func (d *Serial) Resume(ctx context.Context) error {
+	hello := channel.NewHello(true, false)
+	hello.Same = true
+	if err := channel.SendHello(d.line, hello); err != nil {
+		return err
+	}
+	if err := d.bounded(ctx, func() error { return channel.ReadAck(d.line) }); err != nil {
+		return err
+	}
+	return d.mux.Attach(d.line)
+}
+
+// bounded runs f, which reads of the line, until ctx is done.
+func (d *Serial) bounded(ctx context.Context, f func() error) error {
+	stop := context.AfterFunc(ctx, func() { _ = d.line.SetReadDeadline(time.Unix(1, 0)) })
+	err := f()
+	if !stop() {
+		return fmt.Errorf("the guest does not answer: %w", context.Cause(ctx))
+	}
+	return err
 }
 
 // Ready is closed when the guest serves: one that is restored has then become
@@ -137,7 +175,7 @@ func (d *Serial) Close() error {
 		d.hybrid.close()
 	}
 	err := d.mux.Close()
-	_ = d.conn.Close()
+	_ = d.line.Close()
 	d.wg.Wait()
 	return errors.Join(err, closeFile(d.qemu))
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -37,12 +38,14 @@ type Config struct {
 // what is dialled waits.
 type Mux struct {
 	c    Config
-	up   chan struct{} // closed once attached or closed
 	done chan struct{} // closed when it has ended
 	wg   sync.WaitGroup
 
 	mu        sync.Mutex
-	s         *yamux.Session       // guarded by mu
+	up        chan struct{}        // guarded by mu; closed while attached, and once it has ended
+	s         *yamux.Session       // guarded by mu; nil while not attached
+	line      *session             // guarded by mu; what s is over, nil for what is no Line
+	off       chan struct{}        // guarded by mu; closed when what was attached last is not any more
 	listeners map[uint32]*listener // guarded by mu
 	next      uint32               // guarded by mu; the port that is picked next
 	err       error                // guarded by mu; why it has ended, nil while it has not
@@ -53,13 +56,22 @@ func New(c Config) *Mux {
 	return &Mux{c: c, up: make(chan struct{}), done: make(chan struct{}), listeners: map[uint32]*listener{}, next: firstPort}
 }
 
-// Attach starts the streams over conn, which the Mux owns from now on. It is
-// called once; the Mux ends with conn.
+// Attach starts the streams over conn, which the Mux owns from now on. The Mux
+// ends with conn, unless that is a Line and its session ends in order: then it can
+// be attached again. Listeners stay meanwhile, and what is dialled waits.
 func (m *Mux) Attach(conn net.Conn) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.err != nil {
 		return errors.Join(m.err, conn.Close())
+	}
+	if m.s != nil {
+		return errors.New("channel: attached already")
+	}
+	m.line = nil
+	if l, ok := conn.(*Line); ok {
+		m.line = newSession(l, m.c.Host)
+		conn = m.line
 	}
 	c := yamux.DefaultConfig()
 	c.EnableKeepAlive = false
@@ -79,9 +91,63 @@ func (m *Mux) Attach(conn net.Conn) error {
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
-	m.s = s
+	line, off := m.line, make(chan struct{})
+	m.s, m.off = s, off
 	close(m.up)
-	m.wg.Go(func() { m.accept(s) })
+	m.wg.Go(func() {
+		m.accept(s)
+		_ = s.Close() // returns when the one that is under way has, which writes the mark
+		if line != nil && line.orderly() && m.detached(s, off) {
+			return
+		}
+		m.end(unix.ECONNRESET)
+	})
+	return nil
+}
+
+// detached notes the orderly end of a session; false: the Mux has ended.
+func (m *Mux) detached(s *yamux.Session, off chan struct{}) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err != nil {
+		return false
+	}
+	m.s, m.up = nil, make(chan struct{})
+	close(off)
+	return true
+}
+
+// Detached is closed when the session of the last Attach has ended in order. It is
+// nil before any.
+func (m *Mux) Detached() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.off
+}
+
+// Detach ends the session of a Line, and every stream with it, at both ends; what
+// this end has not read of a stream is lost. The Line stays with the caller.
+func (m *Mux) Detach(ctx context.Context) error {
+	m.mu.Lock()
+	s, line, off := m.s, m.line, m.off
+	m.mu.Unlock()
+	if s == nil || line == nil {
+		return errors.New("channel: detach: there is no session over a Line")
+	}
+	line.leave()
+	stop := context.AfterFunc(ctx, func() { _ = line.SetWriteDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := s.Close(); err != nil {
+		return err
+	}
+	select {
+	case <-off:
+	case <-m.done:
+		return m.Err()
+	}
+	if err := line.finish(ctx); err != nil {
+		return fmt.Errorf("channel: wait for the other end: %w", err)
+	}
 	return nil
 }
 
@@ -133,7 +199,6 @@ func (m *Mux) accept(s *yamux.Session) {
 	for {
 		st, err := s.AcceptStream()
 		if err != nil {
-			m.end(unix.ECONNRESET)
 			return
 		}
 		wg.Go(func() { m.arrive(st) })
@@ -194,12 +259,17 @@ func (m *Mux) dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	select {
-	case <-m.up:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
 	m.mu.Lock()
+	for m.s == nil && m.err == nil {
+		up := m.up
+		m.mu.Unlock()
+		select {
+		case <-up:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		m.mu.Lock()
+	}
 	s, err := m.s, m.err
 	own := m.pick()
 	m.mu.Unlock()

@@ -16,6 +16,13 @@
 // that was restored sends Hello and gets no Greeting. After Ack both ends speak
 // yamux, the host as its client.
 //
+// # Its end and the next opening
+//
+// An end that wants the streams to end, and not the line, writes a mark of twelve
+// bytes after its last frame; the other end answers with its own. The guest then
+// greets again. So a guest can be saved with what runs in it: nothing of a session
+// is under way, and the next hello may come from another host.
+//
 // # A stream
 //
 // Who opens one writes eight bytes: the port that it dials and its own, 32
@@ -26,5 +33,6 @@
 //
 // The guest is hostile. It can open maxStreams streams, of which no more than
 // backlog wait to be accepted on each port, and make the host hold at most
-// window bytes for each stream. A wrong frame ends the channel and nothing else.
+// window bytes for each stream. A wrong frame ends the channel and nothing else,
+// and so does an end of the session that the host has not asked for.
 package channel

@@ -31,6 +31,7 @@ const HelloSize = 8 + 4 + 4 + 8 + EntropySize
 const (
 	flagRestored = 1 << iota
 	flagScan
+	flagSame
 )
 
 // Hello is what the host tells a guest first.
@@ -40,6 +41,9 @@ type Hello struct {
 	Restored bool
 	// Scan says that the machine has devices of which nothing else will tell the guest.
 	Scan bool
+	// Same says that a restored guest is the one that was saved, not a copy of it:
+	// it keeps its identity.
+	Same bool
 	// Time of the host.
 	Time time.Time
 	// Entropy are random bytes that no other guest gets.
@@ -61,6 +65,9 @@ func (h Hello) encode() []byte {
 	if h.Scan {
 		flags |= flagScan
 	}
+	if h.Same {
+		flags |= flagSame
+	}
 	b := append(make([]byte, 0, HelloSize), helloMagic...)
 	b = binary.LittleEndian.AppendUint32(b, flags)
 	b = binary.LittleEndian.AppendUint32(b, 0)
@@ -73,7 +80,7 @@ func decodeHello(b []byte) (h Hello, err error) {
 		return h, fmt.Errorf("channel: the host opens with %q: want %q", b[:min(8, len(b))], helloMagic)
 	}
 	flags := binary.LittleEndian.Uint32(b[8:])
-	h.Restored, h.Scan = flags&flagRestored != 0, flags&flagScan != 0
+	h.Restored, h.Scan, h.Same = flags&flagRestored != 0, flags&flagScan != 0, flags&flagSame != 0
 	h.Time = time.Unix(0, int64(binary.LittleEndian.Uint64(b[16:])))
 	copy(h.Entropy[:], b[24:])
 	return h, nil

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package ctl is the logic of kata-ctl, the operator's command: check, env,
-// version, ps, gc, template, direct-volume, iptables, install and uninstall. Only
-// iptables and the direct-volume commands stats and resize talk to a live shim.
+// version, ps, gc, template, checkpoint, restore, direct-volume, iptables, install
+// and uninstall. Only checkpoint, iptables and the direct-volume commands stats and
+// resize talk to a live shim.
 package ctl
 
 import (
@@ -78,6 +79,8 @@ func newRoot(o *options) *cobra.Command {
 		newTemplate(o),
 		newDirectVolume(o),
 		newIPTables(o),
+		newCheckpoint(o),
+		newRestore(o),
 		newInstall(o),
 		newUninstall(o),
 	)

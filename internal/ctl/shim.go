@@ -39,7 +39,12 @@ func (o *options) shimOf(match func(sandbox string) bool) (socket string, err er
 // callShim makes one call of a service on a shim's socket; an error has the
 // meaning that the shim gave it (errdefs).
 func callShim(ctx context.Context, socket, service, method string, req, resp any) error {
-	ctx, cancel := context.WithTimeout(ctx, shimTimeout)
+	return callShimFor(ctx, shimTimeout, socket, service, method, req, resp)
+}
+
+// callShimFor is callShim for what takes longer.
+func callShimFor(ctx context.Context, limit time.Duration, socket, service, method string, req, resp any) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	if err != nil {

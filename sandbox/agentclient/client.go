@@ -50,9 +50,10 @@ type Client struct {
 	// them answers Unimplemented.
 	Files   agentpb.FilesService
 	vm      hypervisor.VM
-	rpc     *ttrpc.Client
+	link    *link
 	streams bool
 	unified bool
+	stays   *stays // nil for a machine that is never saved
 }
 
 // Connect waits until the guest's agent serves and connects to it. It is
@@ -62,17 +63,26 @@ func Connect(ctx context.Context, vm hypervisor.VM) (*Client, error) {
 	if err != nil {
 		return nil, gone(vm, err)
 	}
-	c := &Client{vm: vm, streams: dialled, unified: dialled}
-	c.rpc = ttrpc.NewClient(conn)
-	c.AgentServiceService = agentpb.NewAgentServiceClient(c.rpc)
-	c.Files = agentpb.NewFilesClient(c.rpc)
+	c := newClient(vm)
+	c.streams, c.unified = dialled, dialled
+	c.link.set(ttrpc.NewClient(conn))
 	if !dialled {
 		if err := c.askFeatures(ctx); err != nil {
-			c.rpc.Close()
+			c.link.close()
 			return nil, gone(vm, err)
 		}
 	}
 	return c, nil
+}
+
+// newClient makes one without a connection.
+func newClient(vm hypervisor.VM) *Client {
+	l := newLink()
+	c := &Client{vm: vm, link: l, AgentServiceService: l, Files: l}
+	if vm.Info().Vsock == hypervisor.VsockSerial {
+		c.stays = &stays{all: map[*Stdio]bool{}}
+	}
+	return c
 }
 
 // askFeatures learns what an agent can do that was found by dialling it. One
@@ -164,7 +174,10 @@ func (c *Client) Wait(ctx context.Context) {
 	case <-c.vm.Done():
 	case <-ctx.Done():
 	}
-	c.rpc.Close()
+	c.link.close()
+	if c.stays != nil {
+		c.stays.end()
+	}
 }
 
 // Streams tells whether the agent pairs stdio connections with processes;

@@ -24,6 +24,9 @@ type Stdio struct {
 	Stdin          io.WriteCloser
 	Stdout, Stderr io.ReadCloser
 	ports          [3]uint32
+
+	container, exec string
+	stays           *stays // nil for streams that end with their connections
 }
 
 // StdioWants says which streams a process has.
@@ -55,11 +58,15 @@ func (c *Client) OpenStdio(ctx context.Context, container, exec string, w StdioW
 		}
 		return nil, c.Err(fmt.Errorf("stdio streams: %w", err))
 	}
-	s := &Stdio{}
+	s := &Stdio{container: container, exec: exec}
 	for i, conn := range conns {
 		if conn != nil {
 			s.ports[i] = sourcePort(conn)
 		}
+	}
+	if c.stays != nil {
+		c.stays.add(s, conns)
+		return s, nil
 	}
 	if conns[0] != nil {
 		s.Stdin = stdinConn{conns[0]}
@@ -87,6 +94,8 @@ func (s *Stdio) Close() {
 	switch in := s.Stdin.(type) {
 	case stdinConn:
 		in.Conn.Close()
+	case *inStream:
+		in.drop()
 	case pollWriter:
 		in.cancel() // a Write that waits must not be waited for
 	}
@@ -94,6 +103,9 @@ func (s *Stdio) Close() {
 		if r != nil {
 			r.Close()
 		}
+	}
+	if s.stays != nil {
+		s.stays.remove(s)
 	}
 }
 

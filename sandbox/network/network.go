@@ -134,6 +134,21 @@ func (n *Network) NICs() ([]hypervisor.NIC, error) {
 	return out, nil
 }
 
+// Guest is what the guest was told: its devices, in the order of NICs, and routes.
+func (n *Network) Guest(ctx context.Context) ([]*typespb.Interface, []*typespb.Route, error) {
+	select {
+	case n.turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+	defer func() { <-n.turn }()
+	var out []*typespb.Interface
+	for _, e := range n.plan.Endpoints {
+		out = append(out, e.Guest)
+	}
+	return out, n.plan.Routes, nil
+}
+
 // Follow names the namespace of a network that was opened without one: that of
 // the running VMM.
 func (n *Network) Follow(path string) (err error) {

@@ -83,6 +83,27 @@ func (k *Key) AddCPU() error {
 	return nil
 }
 
+// Differs says what of two keys is not the same, the other one's values after this
+// one's; empty when nothing is.
+func (k Key) Differs(o Key) (out []string) {
+	others := map[string]string{}
+	for _, f := range o {
+		others[f.Name] = f.Value
+	}
+	for _, f := range k {
+		if v, ok := others[f.Name]; !ok || v != f.Value {
+			out = append(out, fmt.Sprintf("%s was %q and is %q", f.Name, f.Value, v))
+		}
+		delete(others, f.Name)
+	}
+	for _, f := range o {
+		if v, ok := others[f.Name]; ok {
+			out = append(out, fmt.Sprintf("%s is %q and was not there", f.Name, v))
+		}
+	}
+	return out
+}
+
 // Digest names the template: 128 bits in hexadecimal.
 func (k Key) Digest() string {
 	h := sha256.New()

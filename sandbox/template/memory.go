@@ -93,6 +93,13 @@ func copySparse(dst, src *os.File, sum bool) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
+// CopySparse copies the bytes of a sparse file that are not zero to one of the same
+// size in which all are, and returns their digest.
+func CopySparse(dst, src *os.File) (digest string, err error) { return copySparse(dst, src, true) }
+
+// Digest is the digest that CopySparse returns, of a file as it is.
+func Digest(f *os.File) (string, error) { return digestOf(f) }
+
 // writeRuns writes the pages of b that are not zero and adds them to a digest;
 // dst may be nil, and so may h.
 func writeRuns(dst *os.File, b []byte, off int64, h hash.Hash) error {

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ctl
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/kata-v2/kata/protocols/agentpb"
+	"github.com/kata-v2/kata/sandbox/checkpoint"
+	"github.com/kata-v2/kata/sandbox/ledger"
+)
+
+// checkpointTimeout bounds the saving of a pod: its memory and disks are written.
+const checkpointTimeout = 10 * time.Minute
+
+func newCheckpoint(o *options) *cobra.Command {
+	end := false
+	c := &cobra.Command{Use: "checkpoint POD DIRECTORY", Short: "Save a running pod in a directory that is new or empty", Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, a []string) error { return o.checkpoint(c.Context(), a[0], a[1], end) }}
+	c.Flags().BoolVar(&end, "end", false, "end the pod once it is saved")
+	return c
+}
+
+func (o *options) checkpoint(ctx context.Context, pod, dir string, end bool) error {
+	socket, err := o.podShim(pod)
+	if err != nil {
+		return err
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return err
+	}
+	return callShimFor(ctx, checkpointTimeout, socket, checkpoint.Service, checkpoint.MethodSave, &agentpb.SaveRequest{Path: dir, End: end}, &emptypb.Empty{})
+}
+
+// podShim is the socket of the shim of a running pod, named by its id, or by its
+// key where several have that id.
+func (o *options) podShim(pod string) (string, error) {
+	root, err := o.stateRoot()
+	if err != nil {
+		return "", err
+	}
+	list, err := ledger.List(root)
+	if err != nil {
+		return "", err
+	}
+	var found []string
+	for _, i := range list {
+		if i.Alive && (i.Meta.Sandbox == pod || i.Key == pod) {
+			found = append(found, filepath.Join(root, i.Key, "shim.sock"))
+		}
+	}
+	switch len(found) {
+	case 0:
+		return "", fmt.Errorf("no running pod %s: %w", pod, errdefs.ErrNotFound)
+	case 1:
+		return found[0], nil
+	}
+	return "", fmt.Errorf("%d running pods have the id %s: name one by its key (kata-ctl ps --json): %w", len(found), pod, errdefs.ErrInvalidArgument)
+}
+
+func newRestore(o *options) *cobra.Command {
+	return &cobra.Command{Use: "restore DIRECTORY", Short: "Verify a checkpoint and say how containerd restores it", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, a []string) error { return o.restore(c.OutOrStdout(), a[0]) }}
+}
+
+// Restorable is what "kata-ctl restore --json" prints.
+type Restorable struct {
+	Pod         string            `json:"pod"`
+	Created     time.Time         `json:"created"`
+	Containers  []string          `json:"containers"`
+	Annotations map[string]string `json:"annotations"`
+}
+
+// RestoreAnnotation names the directory of a checkpoint on a pod's container.
+const RestoreAnnotation = "io.katacontainers.config.runtime.restore"
+
+func (o *options) restore(w io.Writer, dir string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	c, err := checkpoint.Open(dir)
+	if err == nil {
+		err = c.Verify()
+	}
+	if err != nil {
+		return err
+	}
+	r := Restorable{Pod: c.Sandbox, Created: c.Created, Containers: []string{}, Annotations: map[string]string{RestoreAnnotation: dir}}
+	for _, x := range c.Containers {
+		r.Containers = append(r.Containers, x.ID)
+	}
+	if o.json {
+		return printJSON(w, r)
+	}
+	_, err = fmt.Fprintf(w, "pod %s, saved %s, is whole; containerd restores it by\n  ctr run --annotation %s=%s … IMAGE %s\n",
+		r.Pod, r.Created.Format(time.RFC3339), RestoreAnnotation, dir, r.Pod)
+	return err
+}
