@@ -67,6 +67,16 @@ type NICPlugger interface {
 	UnplugNIC(ctx context.Context, id string) error
 }
 
+// SharePlugger is implemented by machines that take a virtio-fs device while they
+// run, in one of Config.HotplugPorts. The guest must have booted, and its memory
+// must not be private (Config.ShareLater).
+type SharePlugger interface {
+	// PlugShare adds a device, whose daemon must be serving: it is asked for what it
+	// can do. The guest may not have found it yet. On error the device is not there.
+	// The connection belongs to the machine or is closed.
+	PlugShare(ctx context.Context, s Share) error
+}
+
 // CPUThreader is implemented by machines whose vCPUs are threads of the host.
 type CPUThreader interface {
 	// CPUThreads lists the thread ids of the vCPUs that the machine has now, each once.
@@ -142,12 +152,15 @@ type Config struct {
 	Whole bool
 	// Shares are the virtio-fs devices of the machine.
 	Shares []Share
+	// ShareLater says that a share may be plugged in (SharePlugger): MemoryPrivate is
+	// not for such a machine.
+	ShareLater bool
 	// NICs are the network devices of the machine, in the order in which the guest finds them.
 	NICs []NIC
 	// Disks are the disks of the machine at boot; they can be unplugged.
 	Disks []Disk
 	// HotplugPorts is how many devices can be plugged into the running machine at
-	// a time (NICPlugger, DiskPlugger).
+	// a time (NICPlugger, DiskPlugger, SharePlugger).
 	HotplugPorts int
 	// Vsock chooses the backend of the vsock device.
 	Vsock VsockBackend

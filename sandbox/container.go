@@ -238,8 +238,9 @@ func (c *Container) prepare(share *storage.Share, cc ContainerConfig, onDisks bo
 // create makes the container in the guest, blocked until Start.
 func (c *Container) create(ctx context.Context, spec *specs.Spec, disks *containerDisks) error {
 	m, err := c.s.running()
+	var storages []*agentpb.Storage
 	if err == nil {
-		err = m.needsShare(disks, c)
+		storages, err = c.s.plugShare(ctx, m, disks, c)
 	}
 	if err == nil {
 		err = c.s.clearGuest(ctx)
@@ -248,7 +249,7 @@ func (c *Container) create(ctx context.Context, spec *specs.Spec, disks *contain
 		disks.close()
 		return err
 	}
-	storages, devices, err := c.attach(ctx, m, disks)
+	attached, devices, err := c.attach(ctx, m, disks)
 	if err != nil {
 		return err
 	}
@@ -256,7 +257,7 @@ func (c *Container) create(ctx context.Context, spec *specs.Spec, disks *contain
 	if err != nil {
 		return err
 	}
-	storages = append(append(storages, c.volumes...), direct...)
+	storages = append(append(append(storages, attached...), c.volumes...), direct...)
 	if err := c.fit(ctx, m, spec); err != nil {
 		return err
 	}
@@ -485,7 +486,7 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	if err != nil {
 		return err
 	}
-	g := guestLinux(&specs.Linux{Resources: complete(was, r)}, false)
+	g := guestLinux(&specs.Linux{Resources: complete(was, r), Devices: c.spec.Linux.Devices}, false)
 	setCPUs(g.Resources, m.sizer.guestCPUs(c.id))
 	if _, err = m.agent.UpdateContainer(ctx, &agentpb.UpdateContainerRequest{ContainerId: c.id, Resources: wireResources(g.Resources)}); err != nil {
 		m.sizer.set(c.id, was)

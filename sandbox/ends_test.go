@@ -155,7 +155,7 @@ func TestGuestCrash(t *testing.T) {
 func TestVirtiofsdKilled(t *testing.T) {
 	p := newPod(t)
 	all := busy(t, p)
-	kill(t, p.m.daemon.PID())
+	kill(t, p.m.daemon.Load().PID())
 	ended(t, p, all, "virtiofsd ended: signal: killed")
 }
 

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -45,7 +44,7 @@ func (t *timings) add(phase string, d time.Duration) {
 // the VMM waits for the daemon by itself, and the guest boots meanwhile. On
 // error what was acquired is in the returned machine, for release.
 func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod PodConfig, f first, t *timings) (_ *machine, err error) {
-	m := &machine{log: s.o.Log, forget: s.o.Ledger.Forget}
+	m := &machine{log: s.o.Log, forget: s.o.Ledger.Forget, late: f.noShare, plugging: make(chan struct{}, 1), lost: make(chan struct{})}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	host, err := s.host()
 	if err != nil {
@@ -74,6 +73,7 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 	}
 	s.bootDisks(&vc, f)
 	vc.HotplugPorts = portsBeside(&vc, f.alone)
+	vc.ShareLater = f.shareLater
 	if s.o.Config.Runtime.EnableCheckpoint {
 		if err := s.makeSavable(ctx, m, &vc, f.restore); err != nil {
 			vc.CloseDevices()
@@ -147,10 +147,10 @@ func (s *Sandbox) startVMM(ctx context.Context, m *machine, share *storage.Share
 		return m.vm, err
 	}
 	s.o.Log.Warn("booting instead", "error", err)
-	if m.daemon != nil { // it has lost its VMM
-		m.daemon.Expect()
-		m.daemon.Stop()
-		m.daemon = nil
+	if d := m.daemon.Load(); d != nil { // it has lost its VMM
+		d.Expect()
+		d.Stop()
+		m.daemon.Store(nil)
 	}
 	err = s.startOnce(ctx, m, share, again, noShare)
 	return m.vm, err
@@ -178,21 +178,16 @@ func (s *Sandbox) startDaemon(ctx context.Context, m *machine, dir string, vc *h
 		done <- nil
 		return done, nil
 	}
-	path, err := s.o.Config.Virtiofsd()
+	start, share, err := s.daemon(dir, vc.Started)
 	if err != nil {
 		return nil, err
 	}
-	listener, client, err := storage.Listen(filepath.Join(s.o.Ledger.Dir(), "fs.sock"))
-	if err != nil {
-		return nil, err
-	}
-	vc.Shares = []hypervisor.Share{{Tag: protocols.SharedTag, Conn: client}}
+	vc.Shares = []hypervisor.Share{share}
 	go func() {
-		var err error
-		m.daemon, err = storage.StartDaemon(ctx, storage.DaemonOptions{
-			Path: path, Cache: s.o.Config.QEMU.VirtioFSCache, ExtraArgs: s.o.Config.QEMU.VirtioFSExtraArgs,
-			Dir: dir, Started: vc.Started,
-		}, listener)
+		d, err := start(ctx)
+		if err == nil {
+			m.daemon.Store(d)
+		}
 		done <- err
 	}()
 	return done, nil
@@ -224,10 +219,8 @@ func (s *Sandbox) createInGuest(ctx context.Context, m *machine, pod PodConfig) 
 		SandboxId:     s.o.ID,
 		SandboxPidns:  pod.SharePID,
 	}
-	if m.daemon != nil {
-		req.Storages = append(req.Storages, &agentpb.Storage{
-			Driver: "virtio-fs", Source: protocols.SharedTag, Fstype: "virtiofs", MountPoint: protocols.GuestSharedDir + "/",
-		})
+	if !m.late {
+		req.Storages = append(req.Storages, shareStorage())
 	}
 	// Any container of the pod may bind it, so it is there whether the first one does or not.
 	shm := &agentpb.Storage{Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", MountPoint: protocols.GuestShmDir,

@@ -110,7 +110,7 @@ func (s *Sandbox) Start(ctx context.Context) error {
 		return err
 	}
 	t := newTimings()
-	if err := s.start(ctx, share, *pod, first{noShare: s.o.Config.QEMU.SharedFS == "none"}, t); err != nil {
+	if err := s.start(ctx, share, *pod, s.firstOfPod(), t); err != nil {
 		return fmt.Errorf("start sandbox: %w", err)
 	}
 	s.o.Log.Info("sandbox started", append([]any{"sandbox", s.o.ID}, t.pairs...)...)

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/kata-v2/kata/hypervisor"
+	"github.com/kata-v2/kata/hypervisor/qemu"
 	"github.com/kata-v2/kata/internal/config"
 	"github.com/kata-v2/kata/protocols/agentpb"
 	"github.com/kata-v2/kata/sandbox/storage"
@@ -101,9 +102,11 @@ func (d *containerDisks) close() {
 type first struct {
 	container string
 	disks     []*storage.Source
-	noShare   bool // nothing of the host is shared with the guest
 	alone     bool // nobody has said that other containers will come
-	restore   *restore
+	// noShare: nothing of the host is shared with the guest at its start; shareLater:
+	// other containers may need that.
+	noShare, shareLater bool
+	restore             *restore
 }
 
 // groupKey is set by clients of containerd on a container that others are to join.
@@ -112,19 +115,28 @@ const groupKey = "io.containerd.runc.v2.group"
 // firstOf is that container's part of the machine.
 func (s *Sandbox) firstOf(c *Container, disks *containerDisks) first {
 	alone := c.id == s.o.ID && c.spec.Annotations[containerTypeKey] == ""
-	return first{
-		container: c.id, disks: disks.sources(), alone: alone && c.spec.Annotations[groupKey] == "",
-		noShare: s.o.Config.QEMU.SharedFS == "none" || s.o.Config.Runtime.EnableCheckpoint || alone && disks.root != nil && len(c.shared) == 0,
+	f := first{container: c.id, disks: disks.sources(), alone: alone && c.spec.Annotations[groupKey] == ""}
+	switch {
+	case s.o.Config.QEMU.SharedFS == "none", s.o.Config.Runtime.EnableCheckpoint: // one with a share cannot be saved
+		f.noShare = true
+	case disks.root != nil && len(c.shared) == 0:
+		f.noShare = f.alone || s.plugsShares()
+		f.shareLater = f.noShare && !f.alone
 	}
+	return f
 }
 
-// needsShare refuses a container that the pod's machine, without a share, cannot have.
-func (m *machine) needsShare(disks *containerDisks, c *Container) error {
-	if m.daemon != nil || disks.root != nil && len(c.shared) == 0 {
-		return nil
+// firstOfPod is that of a pod that begins without a container.
+func (s *Sandbox) firstOfPod() first {
+	if s.o.Config.QEMU.SharedFS == "none" {
+		return first{noShare: true}
 	}
-	return fmt.Errorf("the pod's machine was started without a shared filesystem, which this container needs: name the pod's id in the first container too, or set shared_fs to \"virtio-fs\": %w", errdefs.ErrFailedPrecondition)
+	later := s.o.Config.QEMU.VirtioFSWhenNeeded && s.plugsShares()
+	return first{noShare: later, shareLater: later}
 }
+
+// plugsShares tells whether a running machine can be given a share.
+func (s *Sandbox) plugsShares() bool { return s.o.Config.QEMU.MachineType != qemu.MicroVM }
 
 // bootDisks adds the first container's disks to the machine.
 func (s *Sandbox) bootDisks(vc *hypervisor.Config, f first) {

@@ -188,12 +188,13 @@ func (s *Sandbox) start(ctx context.Context, share *storage.Share, pod PodConfig
 // watch ends everything when the machine, or what it cannot live without, ends.
 func (s *Sandbox) watch() {
 	var daemonDone <-chan struct{}
-	if d := s.m.daemon; d != nil {
+	if d := s.m.daemon.Load(); d != nil {
 		daemonDone = d.Done()
 	}
 	select {
 	case <-s.m.vm.Done():
 	case <-daemonDone:
+	case <-s.m.lost:
 	}
 	s.finish(s.m.cause())
 }
@@ -294,12 +295,12 @@ func (s *Sandbox) Empty() bool {
 type machine struct {
 	vm     hypervisor.VM
 	agent  *agentclient.Client
-	daemon *storage.Daemon
-	net    *network.Network // nil before it is connected
-	cgroup *cgroup.Group    // nil before it is joined, and without cgroups
-	sizer  *sizer           // nil before the size is known
-	saves  *savable         // nil for a machine that cannot be saved
-	saving atomic.Bool      // a checkpoint is under way
+	daemon atomic.Pointer[storage.Daemon] // nil as long as nothing is shared
+	net    *network.Network               // nil before it is connected
+	cgroup *cgroup.Group                  // nil before it is joined, and without cgroups
+	sizer  *sizer                         // nil before the size is known
+	saves  *savable                       // nil for a machine that cannot be saved
+	saving atomic.Bool                    // a checkpoint is under way
 	// restored is the state that the machine was restored from, nil for one that
 	// was booted.
 	restored *os.File
@@ -310,6 +311,10 @@ type machine struct {
 	cancel    context.CancelFunc
 	workers   sync.WaitGroup
 	watchOnce sync.Once // what is read of the guest for its whole life
+
+	late     bool          // nothing was shared at the machine's start
+	plugging chan struct{} // holds one while a share is plugged in
+	lost     chan struct{} // closed when the daemon of such a share has ended by itself
 
 	stopping atomic.Bool // the end has begun, so lost connections mean nothing
 
@@ -339,8 +344,8 @@ func (m *machine) cause() error {
 		return hung
 	}
 	err := m.vm.Err()
-	if m.daemon != nil {
-		if derr := m.daemon.Err(); derr != nil {
+	if d := m.daemon.Load(); d != nil {
+		if derr := d.Err(); derr != nil {
 			err = derr
 		}
 	}
@@ -361,8 +366,8 @@ func (m *machine) endHung(reason error) {
 
 // stop lets the guest sync, then ends the VMM. The watcher does the rest.
 func (m *machine) stop(ctx context.Context, log *slog.Logger) {
-	if m.daemon != nil {
-		m.daemon.Expect() // it ends when the VMM does
+	if d := m.daemon.Load(); d != nil {
+		d.Expect() // it ends when the VMM does
 	}
 	m.stopping.Store(true)
 	begin := time.Now()
@@ -390,17 +395,17 @@ func (m *machine) ending() bool {
 
 // release frees the host's side; it needs no guest. It is called once.
 func (m *machine) release(share *storage.Share) {
-	m.cancel()
-	if m.daemon != nil {
-		m.daemon.Expect()
+	if d := m.daemon.Load(); d != nil {
+		d.Expect()
 	}
+	m.cancel()
 	if m.vm != nil {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()       // no orderly way any more: whatever still runs is killed
 		m.vm.Stop(ctx) //nolint:errcheck // ends in any case
 	}
-	if m.daemon != nil {
-		m.daemon.Stop()
+	if d := m.daemon.Load(); d != nil {
+		d.Stop()
 	}
 	m.mu.Lock()
 	m.closed = true

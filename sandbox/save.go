@@ -216,7 +216,7 @@ func (s *Sandbox) checkpointed(m *machine) (*Container, error) {
 		return fmt.Errorf(format+": %w", append(args, errdefs.ErrFailedPrecondition)...)
 	}
 	switch {
-	case m.daemon != nil:
+	case m.daemon.Load() != nil:
 		return nil, refuse("the pod shares files of the host by virtio-fs, whose device QEMU cannot save: use roots on disks (docs/storage.md), volumes that are synced, and runtime.enable_checkpoint")
 	case m.saves == nil && m.vm.Info().Vsock == hypervisor.VsockVhostUser:
 		return nil, refuse("the pod has a vhost-user-vsock device, which QEMU cannot save: start it with runtime.enable_checkpoint")

@@ -44,6 +44,7 @@ func (s *suite) life() {
 	s.dials(vm)
 	s.listens(vm)
 	s.plugging(vm)
+	s.disks(vm)
 	if !s.NoHotplug {
 		s.resizing(vm, c)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -17,9 +18,11 @@ import (
 
 // fakePlugs are the devices that a fake machine was given while it runs.
 type fakePlugs struct {
-	mu    sync.Mutex
-	ports int
-	nics  []hypervisor.NIC // guarded by mu; ID empty for a free port
+	mu      sync.Mutex
+	ports   int
+	nics    []hypervisor.NIC // guarded by mu; ID empty for a free port
+	shares  []string         // guarded by mu; tags
+	private bool
 }
 
 // PlugNIC implements hypervisor.NICPlugger; the device's files stay open until it is unplugged.
@@ -139,4 +142,24 @@ func (s *suite) plugging(vm hypervisor.VM) {
 	if _, err := p.PlugNIC(s.context(), hypervisor.NIC{ID: "notaps", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 9}}); err == nil {
 		s.Error("a device without taps was plugged")
 	}
+}
+
+// PlugShare implements hypervisor.SharePlugger; the connection is closed at once.
+func (vm *FakeVM) PlugShare(ctx context.Context, s hypervisor.Share) error {
+	defer s.Conn.Close()
+	p := &vm.plugs
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := ctx.Err(); err != nil || p.private || slices.Contains(p.shares, s.Tag) {
+		return fmt.Errorf("plug share %s into a machine with %q (private: %v): %w", s.Tag, p.shares, p.private, err)
+	}
+	p.shares = append(p.shares, s.Tag)
+	return nil
+}
+
+// Shares are the tags of the shares that were plugged in.
+func (vm *FakeVM) Shares() []string {
+	vm.plugs.mu.Lock()
+	defer vm.plugs.mu.Unlock()
+	return slices.Clone(vm.plugs.shares)
 }

@@ -96,6 +96,7 @@ func (h *Hypervisor) Start(ctx context.Context, c hypervisor.Config) (hypervisor
 		ready:   make(chan struct{}),
 		plugs:   newPlugs(c),
 		sizes:   newSizes(c, h.o.Accelerator),
+		private: c.MemoryPrivate,
 	}}
 	// The shares belong to the backend from now on, also when Start fails.
 	for _, sh := range c.Shares {

@@ -59,7 +59,7 @@ func (s *start) memory() error {
 		return errors.New("no Config.Memory: a private or restored machine needs its file")
 	case c.Restore != nil && c.Vsock != hypervisor.VsockSerial:
 		return fmt.Errorf("vsock backend is %q: a machine is restored with %q only", c.Vsock, hypervisor.VsockSerial)
-	case c.MemoryPrivate && len(c.Shares) > 0:
+	case c.MemoryPrivate && (len(c.Shares) > 0 || c.ShareLater):
 		return errors.New("private memory (Config.MemoryPrivate) with shares: their daemons would not see the guest's memory")
 	case c.Restore != nil && len(c.Shares) > maxPluggedShares:
 		return fmt.Errorf("%d Shares: a restored machine has place for %d", len(c.Shares), maxPluggedShares)
@@ -180,10 +180,7 @@ func (s *start) plugRest(ctx context.Context) error {
 		}
 	}
 	for i, sh := range s.c.Shares {
-		err := s.vm.qmp.execute(ctx, "device_add", map[string]any{
-			"driver": "vhost-user-fs-pci", "chardev": fmt.Sprintf("fs%d", i), "tag": sh.Tag, "queue-size": shareQueue,
-			"bus": portID(ports(s.c) + i), "addr": "0",
-		}, nil)
+		err := s.vm.qmp.execute(ctx, "device_add", shareDevice(sh, fmt.Sprintf("fs%d", i), ports(s.c)+i), nil)
 		if err != nil {
 			return fmt.Errorf("share %s: %w", sh.Tag, err)
 		}

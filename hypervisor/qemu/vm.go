@@ -34,6 +34,7 @@ type VM struct {
 	sizes   *sizes
 	moves   migration
 	saves   bool // see Save
+	private bool // see PlugShare
 
 	ready     chan struct{} // closed when the guest has dialled
 	readyOnce sync.Once

@@ -65,7 +65,7 @@ func bare(c hypervisor.Config) hypervisor.Config {
 	c.ReadyParam = ""
 	c.KernelParams = append(append([]string{}, c.KernelParams...), protocols.ParamChannel+"="+channel.PortName)
 	c.HotplugPorts += len(c.Disks) // each lies in one
-	c.Shares, c.NICs, c.Disks, c.Started = nil, nil, nil, nil
+	c.Shares, c.NICs, c.Disks, c.Started, c.ShareLater = nil, nil, nil, nil, false
 	c.Network = hypervisor.NetNS{}
 	return c
 }
@@ -117,7 +117,7 @@ func (h *Hypervisor) clone(ctx context.Context, t *Template, c hypervisor.Config
 	begin := time.Now()
 	cc := bare(c)
 	cc.Shares, cc.NICs, cc.Disks, cc.HotplugPorts = c.Shares, c.NICs, c.Disks, c.HotplugPorts
-	cc.Started, cc.Network = c.Started, c.Network
+	cc.Started, cc.Network, cc.ShareLater = c.Started, c.Network, c.ShareLater
 	started := false
 	defer func() {
 		if !started {
@@ -129,7 +129,7 @@ func (h *Hypervisor) clone(ctx context.Context, t *Template, c hypervisor.Config
 	}
 	defer cc.Restore.Close()
 	release := func() {}
-	if len(c.Shares) > 0 { // their daemons must see the memory
+	if len(c.Shares) > 0 || c.ShareLater { // their daemons must see the memory
 		f, err := t.Copy()
 		if err != nil {
 			return nil, err
