@@ -126,8 +126,21 @@ func wireResources(r *specs.LinuxResources) *agentpb.LinuxResources {
 	if r.Pids != nil {
 		out.Pids = &agentpb.LinuxPids{Limit: value(r.Pids.Limit)}
 	}
+	if b := r.BlockIO; b != nil {
+		out.BlockIO = &agentpb.LinuxBlockIO{
+			ThrottleReadBpsDevice: wireRates(b.ThrottleReadBpsDevice), ThrottleWriteBpsDevice: wireRates(b.ThrottleWriteBpsDevice),
+			ThrottleReadIOPSDevice: wireRates(b.ThrottleReadIOPSDevice), ThrottleWriteIOPSDevice: wireRates(b.ThrottleWriteIOPSDevice),
+		}
+	}
 	for _, h := range r.HugepageLimits {
 		out.HugepageLimits = append(out.HugepageLimits, &agentpb.LinuxHugepageLimit{Pagesize: h.Pagesize, Limit: h.Limit})
+	}
+	return out
+}
+
+func wireRates(in []specs.LinuxThrottleDevice) (out []*agentpb.LinuxThrottleDevice) {
+	for _, d := range in {
+		out = append(out, &agentpb.LinuxThrottleDevice{Major: d.Major, Minor: d.Minor, Rate: d.Rate})
 	}
 	return out
 }

@@ -135,7 +135,8 @@ func guestLinux(l *specs.Linux, seccomp bool) *specs.Linux {
 	g.Namespaces = append(g.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	if l.Resources != nil {
 		r := *l.Resources
-		r.BlockIO, r.Network, r.Rdma = nil, nil, nil // numbered by the host
+		r.Network, r.Rdma = nil, nil // numbered by the host
+		r.BlockIO = diskRates(r.BlockIO, l.Devices)
 		if r.CPU != nil {
 			c := *r.CPU
 			c.Cpus, c.Mems = "", ""

@@ -49,7 +49,8 @@ type Container struct {
 	bundle    string
 	group     Group
 	storages  []string // mount points, in the order they were made
-	sharedPID bool     // its processes do not end with its first one by themselves
+	numbers   numbers
+	sharedPID bool // its processes do not end with its first one by themselves
 	poststart bool
 	poststop  bool
 	watchers  sync.WaitGroup // of processes and of the OOM counter
@@ -330,6 +331,7 @@ func (c *Container) Update(r *agentpb.LinuxResources) error {
 	if res == nil {
 		return fault.New(fault.InvalidArgument, "resources are missing")
 	}
+	c.numbers.limits(res)
 	if err := c.group.Apply(res); err != nil {
 		return err
 	}

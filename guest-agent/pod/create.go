@@ -105,9 +105,11 @@ func (p *Pod) create(ctx context.Context, req *agentpb.CreateContainerRequest, s
 	if err := p.addStorages(ctx, c, req.Storages, undo); err != nil {
 		return nil, err
 	}
-	if err := p.addDevices(ctx, spec, req.Devices); err != nil {
+	moved, err := p.addDevices(ctx, spec, req.Devices)
+	if err != nil {
 		return nil, err
 	}
+	c.numbers = moved
 	if err := applyUser(spec, req.StringUser); err != nil {
 		return nil, err
 	}

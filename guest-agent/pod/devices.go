@@ -22,26 +22,32 @@ import (
 func DeviceTypes() []string { return []string{"blk", "mmioblk", "nvdimm", "scsi"} }
 
 // addDevices gives the container the guest's numbers of devices that the host
-// has attached: the specification carries the host's.
-func (p *Pod) addDevices(ctx context.Context, spec *specs.Spec, devs []*agentpb.Device) error {
+// has attached: the specification carries the host's. It returns what has become of
+// those, for limits that are changed later.
+func (p *Pod) addDevices(ctx context.Context, spec *specs.Spec, devs []*agentpb.Device) (numbers, error) {
+	moved := numbers{}
 	for _, d := range devs {
 		if !slices.Contains(DeviceTypes(), d.Type) {
-			return fault.New(fault.InvalidArgument, "device %s: type %q: want one of %v", d.Id, d.Type, DeviceTypes())
+			return nil, fault.New(fault.InvalidArgument, "device %s: type %q: want one of %v", d.Id, d.Type, DeviceTypes())
 		}
 		if !filepath.IsAbs(d.ContainerPath) {
-			return fault.New(fault.InvalidArgument, "device %s: container_path %q: want an absolute path", d.Id, d.ContainerPath)
+			return nil, fault.New(fault.InvalidArgument, "device %s: container_path %q: want an absolute path", d.Id, d.ContainerPath)
 		}
 		node, err := p.deviceNode(ctx, d)
 		if err != nil {
-			return fmt.Errorf("device %s: %w", d.ContainerPath, err)
+			return nil, fmt.Errorf("device %s: %w", d.ContainerPath, err)
 		}
 		var st unix.Stat_t
 		if err := unix.Stat(node, &st); err != nil {
-			return fmt.Errorf("device %s: %s: %w", d.ContainerPath, node, err)
+			return nil, fmt.Errorf("device %s: %s: %w", d.ContainerPath, node, err)
 		}
-		renumber(spec, d.ContainerPath, int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev)))
+		moved.device(spec, d.ContainerPath, numberOf("b", st.Rdev))
 	}
-	return nil
+	if err := charDevices(spec, moved, "/dev", "/sys/dev/char"); err != nil {
+		return nil, err
+	}
+	moved.limits(spec.Linux.Resources)
+	return moved, nil
 }
 
 func (p *Pod) deviceNode(ctx context.Context, d *agentpb.Device) (string, error) {
@@ -57,28 +63,6 @@ func (p *Pod) deviceNode(ctx context.Context, d *agentpb.Device) (string, error)
 		return p.cfg.Finder.BlockByName(ctx, d.VmPath)
 	}
 	return p.cfg.Finder.BlockByName(ctx, d.Id)
-}
-
-// renumber sets the numbers of the device at path, adding it when the
-// specification has none, and those of the rules that meant it.
-func renumber(spec *specs.Spec, path string, major, minor int64) {
-	i := slices.IndexFunc(spec.Linux.Devices, func(d specs.LinuxDevice) bool { return d.Path == path })
-	if i < 0 {
-		spec.Linux.Devices = append(spec.Linux.Devices, specs.LinuxDevice{Path: path, Type: "b", Major: major, Minor: minor})
-		return
-	}
-	d := &spec.Linux.Devices[i]
-	oldMajor, oldMinor := d.Major, d.Minor
-	d.Type, d.Major, d.Minor = "b", major, minor
-	if spec.Linux.Resources == nil {
-		return
-	}
-	for j := range spec.Linux.Resources.Devices {
-		r := &spec.Linux.Resources.Devices[j]
-		if r.Major != nil && r.Minor != nil && *r.Major == oldMajor && *r.Minor == oldMinor {
-			r.Major, r.Minor = &major, &minor
-		}
-	}
 }
 
 // applyUser replaces the user by one given as numbers in text.

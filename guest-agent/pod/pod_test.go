@@ -581,19 +581,3 @@ func TestGuestSysctlsAndUser(t *testing.T) {
 		t.Errorf("a name: %v", err)
 	}
 }
-
-func TestRenumber(t *testing.T) {
-	old, minor := int64(8), int64(1)
-	s := &specs.Spec{Linux: &specs.Linux{
-		Devices:   []specs.LinuxDevice{{Path: "/dev/x", Type: "b", Major: 8, Minor: 1}},
-		Resources: &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Major: &old, Minor: &minor}}},
-	}}
-	renumber(s, "/dev/x", 254, 16)
-	renumber(s, "/dev/y", 254, 32)
-	if d := s.Linux.Devices; len(d) != 2 || d[0].Major != 254 || d[0].Minor != 16 || d[1].Path != "/dev/y" {
-		t.Errorf("%+v", d)
-	}
-	if r := s.Linux.Resources.Devices[0]; *r.Major != 254 || *r.Minor != 16 {
-		t.Errorf("rule %d:%d", *r.Major, *r.Minor)
-	}
-}
