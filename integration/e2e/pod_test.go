@@ -56,6 +56,8 @@ func TestPod(t *testing.T) {
 		{"Paths", testPaths},
 		{"Sysctl", testSysctl},
 		{"Devices", testDevices},
+		{"MissingDevice", testMissingDevice},
+		{"IORate", testIORate},
 		{"Resources", testResources},
 		{"RefusedInPod", testRefusedInPod},
 	} {
