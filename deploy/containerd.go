@@ -22,9 +22,14 @@ const (
 )
 
 // importLine is what is added to a configuration that has no imports;
-// RemoveHandler knows it by its comment. A relative path is one from the main
-// file's directory (containerd cmd/containerd/server/config, resolveImports).
-const importLine = `imports = ["conf.d/kata.toml"] # kata` + "\n"
+// RemoveHandler knows it by its comment. It is the default of containerd 2.2 and
+// later, which a list of ours alone would replace, with all that others have put
+// there. A relative path is one from the main file's directory (containerd
+// cmd/containerd/server/config, resolveImports).
+const importLine = `imports = ["conf.d/*.toml"] # kata` + "\n"
+
+// oldImportLine is what earlier builds have added.
+const oldImportLine = `imports = ["conf.d/kata.toml"] # kata` + "\n"
 
 // What encloses the handler in a configuration of version 2.
 const (
@@ -57,6 +62,9 @@ func AddHandler(root string) (changed bool, err error) {
 	}
 	if main.Version == 2 {
 		return addBlock(root, text, handler)
+	}
+	if bytes.Contains(text, []byte(oldImportLine)) {
+		text, main.Imports = withoutOurs(text), nil
 	}
 	if !imported(main.Imports) {
 		if main.Imports != nil {
@@ -105,7 +113,7 @@ func addBlock(root string, text, handler []byte) (changed bool, err error) {
 
 // withoutOurs is a main file without what AddHandler writes into it.
 func withoutOurs(text []byte) []byte {
-	s := strings.ReplaceAll(string(text), importLine, "")
+	s := strings.NewReplacer(importLine, "", oldImportLine, "").Replace(string(text))
 	if before, rest, found := strings.Cut(s, blockBegin); found {
 		if _, after, found := strings.Cut(rest, blockEnd); found {
 			s = before + after

@@ -129,6 +129,7 @@ func TestHandler(t *testing.T) {
 		{"version 2", "version = 2\n[grpc]\n  address = \"x\"\n", "version = 2\n[grpc]\n  address = \"x\"\n" + block(t), ""},
 		{"version 2, imports", "imports = [\"/etc/x/*.toml\"]\nversion = 2\n", "imports = [\"/etc/x/*.toml\"]\nversion = 2\n" + block(t), ""},
 		{"version 3", "# mine\nversion = 3\n", importLine + "# mine\nversion = 3\n", "version = 3"},
+		{"version 3, an earlier build's", oldImportLine + "version = 3\n", importLine + "version = 3\n", "version = 3"},
 		{"imported by a glob", "imports = [\"/etc/containerd/conf.d/*.toml\"]\nversion = 3\n", "", "version = 3"},
 		{"imported by a relative glob", "imports = [\"conf.d/*.toml\"]\nversion = 3\n", "", "version = 3"},
 	} {
@@ -163,7 +164,7 @@ func TestHandler(t *testing.T) {
 		if changed, err := RemoveHandler(root); err != nil || changed {
 			t.Errorf("%s: remove twice: changed %t, %v", c.name, changed, err)
 		}
-		if got := read(t, root, containerdConfig); strings.TrimPrefix(c.before, "-") != strings.TrimPrefix(got, "version = 2\n") && got != c.before {
+		if got := read(t, root, containerdConfig); strings.TrimPrefix(c.before, "-") != strings.TrimPrefix(got, "version = 2\n") && got != strings.TrimPrefix(c.before, oldImportLine) {
 			t.Errorf("%s: after removal %q", c.name, got)
 		}
 	}
@@ -181,7 +182,7 @@ func block(t *testing.T) string {
 // What an earlier release has installed for version 2 makes place.
 func TestHandlerReplacesTheDropIn(t *testing.T) {
 	root := t.TempDir()
-	write(t, root, containerdConfig, importLine+"version = 2\n", 0o644)
+	write(t, root, containerdConfig, oldImportLine+"version = 2\n", 0o644)
 	write(t, root, containerdDropIn, "version = 2\n", 0o644)
 	if changed, err := AddHandler(root); err != nil || !changed {
 		t.Fatal(changed, err)
