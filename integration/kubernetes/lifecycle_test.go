@@ -36,6 +36,36 @@ var readinessGroup = group{
 	}}},
 }
 
+var policiesGroup = group{
+	name: "Restart policy", manifest: "policies.yaml",
+	checks: []item{
+		{"Always: what ends is started again, well or badly", func(k *check) {
+			for container, code := range map[string]string{"well": "0", "badly": "7"} {
+				status := `{.status.containerStatuses[?(@.name=="` + container + `")]`
+				k.wait("pod/always", "jsonpath="+status+".restartCount}=1", readyTime)
+				k.want("pod/always", status+".lastState.terminated.exitCode}", code)
+			}
+			k.wait("pod/always", "condition=Ready", readyTime)
+		}},
+		{"OnFailure: only what fails", func(k *check) {
+			k.wait("pod/onfailure", "jsonpath={.status.phase}=Succeeded", readyTime)
+			k.restarts("pod/onfailure", "0", "1")
+		}},
+		{"Never: nothing", func(k *check) {
+			k.wait("pod/never", "jsonpath={.status.phase}=Failed", readyTime)
+			k.restarts("pod/never", "0", "0")
+			k.want("pod/never", `{.status.containerStatuses[?(@.name=="badly")].state.terminated.exitCode}`, "7")
+		}},
+	},
+}
+
+// restarts compares how often the two containers were started again.
+func (k *check) restarts(pod, well, badly string) {
+	k.Helper()
+	k.want(pod, `{.status.containerStatuses[?(@.name=="well")].restartCount}`, well)
+	k.want(pod, `{.status.containerStatuses[?(@.name=="badly")].restartCount}`, badly)
+}
+
 var oomGroup = group{
 	name: "OOM", manifest: "oom.yaml",
 	checks: []item{{"OOMKilled in the status, the neighbour lives", func(k *check) {

@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 var groups = []group{
 	podGroup, streamsGroup, attachGroup, volumesGroup, emptyDirGroup, downwardGroup,
 	probesGroup, readinessGroup, deploymentGroup, jobGroup, cronJobGroup, serviceGroup,
-	oomGroup, graceGroup, readOnlyGroup, hostUsersGroup, resizeGroup, tenGroup, restartGroup, drainGroup,
+	policiesGroup, oomGroup, graceGroup, readOnlyGroup, hostUsersGroup, resizeGroup, tenGroup, restartGroup, drainGroup, deployGroup,
 }
 
 func TestKubernetes(t *testing.T) {

@@ -226,6 +226,24 @@ func (c *Containerd) awaitLabel(ctx context.Context, image string) error {
 	}
 }
 
+// ImportImage imports an image and returns when the CRI knows it.
+func (c *Containerd) ImportImage(ctx context.Context, img Image) error {
+	f, err := os.Create(filepath.Join(c.Root, "image.tar"))
+	if err != nil {
+		return fmt.Errorf("lab: image %s: %w", img.Name, err)
+	}
+	defer os.Remove(f.Name())
+	if err := errors.Join(img.Write(f), f.Close()); err != nil {
+		return fmt.Errorf("lab: image %s: %w", img.Name, err)
+	}
+	if err := c.Import(ctx, f.Name()); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, criImageTime)
+	defer cancel()
+	return c.awaitLabel(ctx, img.Name)
+}
+
 func pauseImage(busybox []byte) (Image, error) {
 	const loop = `trap 'exit 0' TERM INT; while :; do sleep 1000000 & wait $!; done`
 	return Image{

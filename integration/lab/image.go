@@ -36,8 +36,8 @@ type Image struct {
 	// Layers are from the lowest up.
 	Layers [][]File
 	// Env, Cmd, User and WorkingDir are the defaults of its containers.
-	Env, Cmd         []string
-	User, WorkingDir string
+	Env, Cmd, Entrypoint []string
+	User, WorkingDir     string
 }
 
 type descriptor struct {
@@ -105,7 +105,7 @@ func (img Image) manifest(content blobs) (descriptor, error) {
 	}
 	config, err := content.addJSON("application/vnd.oci.image.config.v1+json", map[string]any{
 		"architecture": "amd64", "os": "linux", "created": time.Unix(0, 0).UTC(),
-		"config": map[string]any{"Env": img.Env, "Cmd": img.Cmd, "User": img.User, "WorkingDir": img.WorkingDir},
+		"config": map[string]any{"Env": img.Env, "Cmd": img.Cmd, "Entrypoint": img.Entrypoint, "User": img.User, "WorkingDir": img.WorkingDir},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": diffIDs},
 	})
 	if err != nil {

@@ -24,10 +24,8 @@ func (c *Cluster) startEtcd(ctx context.Context) error {
 func (c *Cluster) startAPIServer(ctx context.Context) error {
 	pki := c.pki.file
 	p, err := c.run("bin", "kube-apiserver",
-		"--etcd-servers="+etcdURL, "--bind-address=127.0.0.1", "--secure-port=6443", "--advertise-address="+lab.HostAddress,
-		// The server listens on loopback, which no endpoint may name.
-		"--endpoint-reconciler-type=none",
-		"--service-cluster-ip-range="+serviceSubnet, "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+		"--etcd-servers="+etcdURL, "--bind-address=0.0.0.0", "--secure-port=6443", "--advertise-address="+lab.HostAddress,
+		"--service-cluster-ip-range="+serviceSubnet, "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
 		"--client-ca-file="+pki("ca.crt"), "--tls-cert-file="+pki("apiserver.crt"), "--tls-private-key-file="+pki("apiserver.key"),
 		"--kubelet-client-certificate="+pki("apiserver-kubelet.crt"), "--kubelet-client-key="+pki("apiserver-kubelet.key"),
 		"--kubelet-certificate-authority="+pki("ca.crt"), "--kubelet-preferred-address-types=InternalIP",

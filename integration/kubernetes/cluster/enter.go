@@ -78,6 +78,9 @@ func seclude() error {
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("cluster: /proc of the pid namespace: %w", err)
 	}
+	if err := makeHost(); err != nil {
+		return err
+	}
 	// Where ip(8) keeps names of network namespaces.
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
 		return fmt.Errorf("cluster: %w", err)
