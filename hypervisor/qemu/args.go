@@ -55,6 +55,7 @@ func (f *fds) close() {
 // pure input, so that golden tests cover every form of it.
 type layout struct {
 	Accelerator string // KVM or TCG
+	PlugCPUs    bool   // see Options
 	Machine     string // machine type, Q35 or MicroVM
 	Firmware    string // path of the firmware, empty for QEMU's own
 	CPUModel    string // overrides the accelerator's default when set
@@ -73,6 +74,9 @@ type layout struct {
 	MemoryFD    int       // of Config.Memory, 0 without
 	TSCKHz      uint64    // rate of the host's time stamp counter, 0 if the guest is to find it
 }
+
+// allCPUs: see smp.
+func (l layout) allCPUs() bool { return l.Accelerator == TCG && !l.PlugCPUs }
 
 // CPUModel is what the accelerator offers the guest. Under TCG, CMPXCHG16B is
 // hidden: with it a 6.12 guest double-faulted on QEMU 7.2. So are the fast string
@@ -102,7 +106,7 @@ func arguments(c hypervisor.Config, l layout) []string {
 		"-machine", machineOptions(l),
 		"-accel", accel,
 		"-cpu", cpu,
-		"-smp", smp(c, l.Accelerator),
+		"-smp", smp(c, l.allCPUs()),
 		"-m", mib + maxMemory(c),
 		"-object", memoryObject(c, l, mib),
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", l.QMPFD),
@@ -203,7 +207,7 @@ func kernelCommandLine(c hypervisor.Config, l layout) string {
 	}
 	p = append(p, machineParams(l)...)
 	p = append(p, memoryParams(c)...)
-	p = append(p, cpuParams(c, l.Accelerator)...)
+	p = append(p, cpuParams(c, l.allCPUs())...)
 	p = append(p, emulatorParams(l.Accelerator)...)
 	p = append(p, c.KernelParams...)
 	if c.ReadyParam != "" && l.ReadyPort != 0 {

@@ -23,17 +23,17 @@ import (
 // one is plugged in while its translation buffer is full
 // (tcg_region_initial_alloc__locked), and crashes at the next plug of any device
 // after one was unplugged. One that the guest does not use costs a thread that sleeps.
-func smp(c hypervisor.Config, accel string) string {
+func smp(c hypervisor.Config, all bool) string {
 	most := max(c.CPUs, c.MaxCPUs)
-	if accel == TCG {
+	if all {
 		return fmt.Sprintf("%d,maxcpus=%d", most, most)
 	}
 	return fmt.Sprintf("%d,maxcpus=%d", c.CPUs, most)
 }
 
 // cpuParams: see smp.
-func cpuParams(c hypervisor.Config, accel string) []string {
-	if accel != TCG || c.MaxCPUs <= c.CPUs {
+func cpuParams(c hypervisor.Config, all bool) []string {
+	if !all || c.MaxCPUs <= c.CPUs {
 		return nil
 	}
 	return []string{fmt.Sprintf("maxcpus=%d", c.CPUs)}
@@ -51,9 +51,9 @@ type sizes struct {
 	leaving map[string]chan error // guarded by mu; vCPUs on their way out, by their slots
 }
 
-func newSizes(c hypervisor.Config, accel string) *sizes {
+func newSizes(c hypervisor.Config, all bool) *sizes {
 	return &sizes{
-		cpus: c.CPUs, maxCPUs: max(c.CPUs, c.MaxCPUs), memory: c.MemoryBytes, room: room(c), allCPUs: accel == TCG,
+		cpus: c.CPUs, maxCPUs: max(c.CPUs, c.MaxCPUs), memory: c.MemoryBytes, room: room(c), allCPUs: all,
 		turn: make(chan struct{}, 1), changed: make(chan struct{}), leaving: map[string]chan error{},
 	}
 }

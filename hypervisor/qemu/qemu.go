@@ -48,6 +48,8 @@ type Options struct {
 	Firmware string
 	// CPUModel overrides "host" (KVM) or "max,-cx16" (TCG).
 	CPUModel string
+	// PlugCPUs plugs vCPUs in and out also under TCG, which QEMU 7.2 does not survive.
+	PlugCPUs bool
 	// NoSeccomp turns QEMU's own seccomp filter off.
 	NoSeccomp bool
 	// Log receives one line per event; nil drops them.
@@ -95,8 +97,8 @@ func (h *Hypervisor) Start(ctx context.Context, c hypervisor.Config) (hypervisor
 		done:    make(chan struct{}),
 		ready:   make(chan struct{}),
 		plugs:   newPlugs(c),
-		sizes:   newSizes(c, h.o.Accelerator),
 		private: c.MemoryPrivate,
+		sizes:   newSizes(c, h.o.Accelerator == TCG && !h.o.PlugCPUs),
 	}}
 	// The shares belong to the backend from now on, also when Start fails.
 	for _, sh := range c.Shares {
@@ -169,7 +171,7 @@ func (s *start) config(context.Context) error {
 	if err := s.bootFiles(); err != nil {
 		return err
 	}
-	s.l.Accelerator, s.l.Machine, s.l.Firmware = o.Accelerator, o.Machine, o.Firmware
+	s.l.Accelerator, s.l.Machine, s.l.Firmware, s.l.PlugCPUs = o.Accelerator, o.Machine, o.Firmware, o.PlugCPUs
 	s.l.CPUModel, s.l.Sandbox = o.CPUModel, !o.NoSeccomp
 	if o.Accelerator == TCG { // a guest of KVM is told by KVM
 		s.l.TSCKHz = tsc.KHz()

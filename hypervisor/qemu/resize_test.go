@@ -34,7 +34,7 @@ func newMonitor(t *testing.T, accel string) (*VM, *monitor) {
 	ours, theirs := net.Pipe()
 	m := &monitor{conn: theirs, in: [4]bool{true}, looked: make(chan struct{}, 100)}
 	c := hypervisor.Config{CPUs: 1, MaxCPUs: 4, MemoryBytes: 128 << 20, MaxMemoryBytes: 512 << 20}
-	vm := &VM{done: make(chan struct{}), plugs: newPlugs(c), sizes: newSizes(c, accel)}
+	vm := &VM{done: make(chan struct{}), plugs: newPlugs(c), sizes: newSizes(c, accel == TCG)}
 	vm.qmp = newQMP(ours, vm.qmpEvent)
 	ended := make(chan struct{})
 	go func() { defer close(ended); m.serve() }()

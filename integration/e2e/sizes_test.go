@@ -39,6 +39,9 @@ func TestSizes(t *testing.T) {
 		{"ForkBomb", testForkBomb},
 		{"MemoryHog", testMemoryHog},
 		{"BadSizes", testBadSizes},
+		{"Limits", testLimits},
+		{"CPUQuota", testCPUQuota},
+		{"BadLimits", testBadLimits},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.test(begin(t, b.c)) })
 	}
