@@ -323,15 +323,6 @@ func TestProcesses(t *testing.T) {
 	}
 }
 
-func TestParsePSS(t *testing.T) {
-	if n, err := parsePSS("00-ff ---p 00000000 00:00 0 [rollup]\nRss:  900 kB\nPss:  123 kB\nPss_Anon: 1 kB\n"); err != nil || n != 123 {
-		t.Errorf("got %d, %v", n, err)
-	}
-	if _, err := parsePSS("Rss: 900 kB\n"); err == nil {
-		t.Error("a text without Pss was accepted")
-	}
-}
-
 // TestCPUTime compares the clock of a process that does nothing with that of one that works.
 func TestCPUTime(t *testing.T) {
 	start := func(args ...string) int {
@@ -353,8 +344,5 @@ func TestCPUTime(t *testing.T) {
 	}
 	if used := slices.Max(got[1]); used < 5 || used > 110 {
 		t.Errorf("a busy process used %v %%", used)
-	}
-	if _, err := cpuTime(1 << 22); err == nil {
-		t.Error("the clock of a process that does not exist was read")
 	}
 }

@@ -27,7 +27,8 @@ var derivations = []derivation{
 	{podStart, []string{BaseRow}, Bare, Bare},
 	{podsAtOnce(4), []string{bareAtOnce(4)}, Bare, Bare},
 	{podsAtOnce(16), []string{bareAtOnce(16)}, Bare, Bare},
-	{podsAtOnce(64), []string{bareAtOnce(64)}, Bare, Bare},
+	{clonesAtOnceRow(4), []string{bareAtOnce(4)}, Bare, Bare},
+	{clonesAtOnceRow(16), []string{bareAtOnce(16)}, Bare, Bare},
 	{clonePSS, []string{podPSS}, "", ""},
 }
 

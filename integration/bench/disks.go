@@ -21,18 +21,21 @@ import (
 // The rows of root filesystems. In those called disk- Kata's is on a disk with
 // EROFS, runc's on the host; in those called share- Kata's is shared by virtio-fs.
 const (
-	firstByte     = "first-byte-" // and the number of layers: `ctr run --rm` that reads a file
-	diskRead      = "disk-read"   // a file of readBytes, read for the first time
-	diskReadRaw   = "disk-read-raw"
-	diskMetadata  = "disk-metadata" // find and stat over treeFiles files
-	shareRead     = "share-read"
-	shareMetadata = "share-metadata"
-	diskAttach    = "disk-attach" // how much longer a container takes that gets a disk in a running pod
+	firstByte      = "first-byte-" // and the number of layers: `ctr run --rm` that reads a file
+	shareFirstByte = sharePrefix + firstByte
+	diskRead       = "disk-read" // a file of readBytes, read for the first time
+	diskReadRaw    = "disk-read-raw"
+	diskMetadata   = "disk-metadata" // find and stat over treeFiles files
+	shareRead      = "share-read"
+	shareMetadata  = "share-metadata"
+	diskAttach     = "disk-attach" // how much longer a container takes that gets a disk in a running pod
 )
 
 const (
 	readBytes = 32 << 20
 	treeFiles = 1000
+	// copiedFiles are those of the tree that is copied.
+	copiedFiles = 250
 )
 
 // layerCounts are the images of firstByte.
@@ -52,7 +55,7 @@ func (e *Env) blocks(ctx context.Context) (*Env, error) {
 	err = c.ImportBusybox(ctx)
 	for _, n := range layerCounts {
 		if err == nil {
-			err = e.importLayers(ctx, n, b)
+			err = e.importLayers(ctx, n, b, e)
 		}
 	}
 	if err == nil {
@@ -91,21 +94,30 @@ func (e *Env) importLayers(ctx context.Context, n int, to ...*Env) error {
 
 // importTree imports the image with a large file and a tree of small ones.
 func (e *Env) importTree(ctx context.Context, b *Env) error {
-	img, err := lab.Busybox()
+	img, err := treeLayers(treeImage, treeFiles)
 	if err != nil {
 		return err
 	}
-	img.Name = treeImage
+	return e.importImage(ctx, img, b, e)
+}
+
+// treeLayers is an image with /big, of readBytes, and /tree, of files small ones.
+func treeLayers(name string, files int) (lab.Image, error) {
+	img, err := lab.Busybox()
+	if err != nil {
+		return img, err
+	}
+	img.Name = name
 	big := make([]byte, readBytes)
 	if _, err := rand.Read(big); err != nil {
-		return err
+		return img, err
 	}
 	layer := []lab.File{{Path: "big", Mode: 0o644, Data: big}}
-	for i := range treeFiles {
+	for i := range files {
 		layer = append(layer, lab.File{Path: fmt.Sprintf("tree/%d/%d", i%20, i), Mode: 0o644, Data: []byte("small")})
 	}
 	img.Layers = append(img.Layers, layer)
-	return e.importImage(ctx, img, b, e)
+	return img, nil
 }
 
 func (e *Env) importImage(ctx context.Context, img lab.Image, to ...*Env) error {
@@ -138,23 +150,34 @@ func (e *Env) runImage(ctx context.Context, runtime, image string, flags []strin
 }
 
 // firstBytes measures how long a container takes to read a file of its image, by
-// the number of layers.
+// the number of layers: on a disk, shared, and with the other runtimes.
 func (e *Env) firstBytes() Probe {
 	var rows []Row
 	for _, n := range layerCounts {
-		rows = append(rows, Row{firstByte + strconv.Itoa(n), Kata, Milliseconds})
+		rows = append(rows, Row{firstByte + strconv.Itoa(n), Kata, Milliseconds}, Row{shareFirstByte + strconv.Itoa(n), Kata, Milliseconds})
+		for _, r := range e.o.runtimes()[1:] {
+			rows = append(rows, Row{firstByte + strconv.Itoa(n), r, Milliseconds})
+		}
 	}
 	return Probe{Rows: rows, Take: func(ctx context.Context, add Add) error {
 		b, err := e.blocks(ctx)
 		if err != nil {
 			return err
 		}
-		for i, n := range layerCounts {
-			_, took, err := b.runImage(ctx, Kata, layersImage(n), nil, "head", "-c", "1", "/etc/passwd")
+		for _, row := range rows {
+			env, count := e, strings.TrimPrefix(strings.TrimPrefix(row.Name, sharePrefix), firstByte)
+			if row.Runtime == Kata && !strings.HasPrefix(row.Name, sharePrefix) {
+				env = b
+			}
+			n, err := strconv.Atoi(count)
 			if err != nil {
 				return err
 			}
-			add(rows[i], milliseconds(took))
+			_, took, err := env.runImage(ctx, row.Runtime, layersImage(n), nil, "head", "-c", "1", "/etc/passwd")
+			if err != nil {
+				return err
+			}
+			add(row, milliseconds(took))
 		}
 		return nil
 	}}

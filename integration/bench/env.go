@@ -60,6 +60,7 @@ type Env struct {
 	phases   []string // of a start, in order
 	facts    []Fact
 	onDisks  *Env // of pods with EROFS roots; nil until one is measured
+	onUppers *Env // of pods with EROFS roots and an ext4 for what they write; nil until one is measured
 	cloned   *Env // of pods that start from a template; nil until one is measured
 }
 
@@ -85,6 +86,7 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	defer func() { err = errors.Join(err, e.cri.Close(context.WithoutCancel(ctx))) }()
 	defer func() { err = errors.Join(err, e.stopClones(context.WithoutCancel(ctx))) }()
 	defer func() { err = errors.Join(err, e.stopBlocks(context.WithoutCancel(ctx))) }()
+	defer func() { err = errors.Join(err, e.stopWritable(context.WithoutCancel(ctx))) }()
 	fmt.Fprintln(o.Progress, "first pod")
 	if err := e.learn(ctx); err != nil {
 		return nil, e.explain(err)
@@ -143,14 +145,22 @@ func (e *Env) Probes() []Probe {
 	for _, r := range e.o.runtimes() {
 		probes = append(probes, e.pod(r))
 	}
-	probes = append(probes, e.rawVsock(), e.streams())
+	probes = append(probes, e.rawVsock())
+	for _, r := range e.o.runtimes() {
+		// The Task API of version 3 is what the streams are measured through.
+		if r == Kata || !strings.HasPrefix(e.o.Version, "1.") {
+			probes = append(probes, e.streams(r))
+		}
+	}
 	for _, r := range e.o.runtimes() {
 		probes = append(probes, e.pods(r))
 	}
 	return append(probes,
+		e.attachPod(Kata), e.attachPod(Runc),
 		e.crowd(4), e.crowd(16),
-		e.cloneStart(), e.cloneMemory(),
-		e.firstBytes(), e.rootReads(), e.attach(),
+		e.cloneStart(), e.cloneCrowd(4), e.cloneCrowd(16),
+		e.firstBytes(), e.rootReads(), e.fileSystems(), e.attach(), e.resize(),
+		e.cloneMemory(), e.density(), e.coldDensity(), e.cloneCrowd(64),
 		e.idle())
 }
 
@@ -167,10 +177,15 @@ func (e *Env) id() string {
 // that dies in the middle leaves its pipes and half a container behind. For the
 // same reason it is in a process group of its own, which ^C does not reach.
 func (e *Env) ctr(ctx context.Context, args ...string) (time.Duration, error) {
+	return e.ctrWithin(ctx, callTimeout, args...)
+}
+
+// ctrWithin is ctr with a bound of its own.
+func (e *Env) ctrWithin(ctx context.Context, bound time.Duration, args ...string) (time.Duration, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), bound)
 	defer cancel()
 	cmd := e.c.CtrCmd(ctx, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -5,6 +5,8 @@ package bench
 import (
 	"context"
 	"time"
+
+	"github.com/kata-v2/kata/internal/procstat"
 )
 
 // idleTime is how long the CPU use of an idle pod is watched, in all.
@@ -62,7 +64,7 @@ func readCPU(pids []int) ([]time.Duration, time.Time, error) {
 	used := make([]time.Duration, len(pids))
 	for i, pid := range pids {
 		var err error
-		if used[i], err = cpuTime(pid); err != nil {
+		if used[i], err = procstat.CPUTime(pid); err != nil {
 			return nil, time.Time{}, err
 		}
 	}

@@ -64,6 +64,7 @@ func (e *Env) handler(runtime string) string {
 type criPod struct {
 	e      *Env
 	id     string
+	first  string // its first container
 	config *runtimeapi.PodSandboxConfig
 	serial int
 }
@@ -71,17 +72,25 @@ type criPod struct {
 // startPod runs a pod with one container: the way of the kubelet from
 // RunPodSandbox to the answer of StartContainer.
 func (e *Env) startPod(ctx context.Context, name, runtime string, args ...string) (*criPod, error) {
+	return e.startPodWith(ctx, name, runtime, 0, args...)
+}
+
+// startPodWith is startPod with a memory limit of the container, and so of the pod; 0 is none.
+func (e *Env) startPodWith(ctx context.Context, name, runtime string, memory int64, args ...string) (*criPod, error) {
 	p := &criPod{e: e, config: &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Uid: name, Namespace: "bench"}, Hostname: name, LogDirectory: e.dir,
-		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
-			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
-		}},
+		Linux: &runtimeapi.LinuxPodSandboxConfig{
+			Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: memory},
+			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
+			},
+		},
 	}}
 	var err error
 	if p.id, err = e.cri.RunPodSandbox(ctx, p.config, e.handler(runtime)); err != nil {
 		return nil, fmt.Errorf("pod %s: %w", name, err)
 	}
-	if _, err := p.container(ctx, args...); err != nil {
+	if p.first, err = p.containerWith(ctx, &runtimeapi.ContainerConfig{Command: args}, memory); err != nil {
 		return nil, errors.Join(fmt.Errorf("pod %s: %w", name, err), p.remove(context.WithoutCancel(ctx)))
 	}
 	return p, nil
@@ -89,15 +98,22 @@ func (e *Env) startPod(ctx context.Context, name, runtime string, args ...string
 
 // container adds a container and starts it.
 func (p *criPod) container(ctx context.Context, args ...string) (string, error) {
+	return p.containerWith(ctx, &runtimeapi.ContainerConfig{Command: args}, 0)
+}
+
+// containerWith adds a container with more of its configuration, and a memory limit unless that is 0.
+func (p *criPod) containerWith(ctx context.Context, c *runtimeapi.ContainerConfig, memory int64) (string, error) {
 	p.serial++
 	name := fmt.Sprintf("c%d", p.serial)
-	id, err := p.e.cri.CreateContainer(ctx, p.id, &runtimeapi.ContainerConfig{
-		Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: lab.BusyboxImage},
-		Command: args, LogPath: p.config.Metadata.Name + "-" + name + ".log",
-		Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+	c.Metadata, c.Image = &runtimeapi.ContainerMetadata{Name: name}, &runtimeapi.ImageSpec{Image: lab.BusyboxImage}
+	c.LogPath = p.config.Metadata.Name + "-" + name + ".log"
+	c.Linux = &runtimeapi.LinuxContainerConfig{
+		Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: memory},
+		SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
 			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
-		}},
-	}, p.config)
+		},
+	}
+	id, err := p.e.cri.CreateContainer(ctx, p.id, c, p.config)
 	if err != nil {
 		return "", err
 	}
@@ -150,11 +166,16 @@ func (e *Env) pods(runtime string) Probe {
 	}}
 }
 
-// crowd measures how long n pods take that are started at one time, and how long
-// n bare machines do.
+// crowd measures how long n pods take that are started at one time, of every
+// runtime, and how long n bare machines do.
 func (e *Env) crowd(n int) Probe {
-	pods, bare := Row{podsAtOnce(n), Kata, Milliseconds}, Row{bareAtOnce(n), Bare, Milliseconds}
-	return Probe{Rows: []Row{pods, bare}, Take: func(ctx context.Context, add Add) error {
+	bare := Row{bareAtOnce(n), Bare, Milliseconds}
+	rows := []Row{}
+	for _, r := range e.o.runtimes() {
+		rows = append(rows, Row{podsAtOnce(n), r, Milliseconds})
+	}
+	rows = append(rows, bare)
+	return Probe{Rows: rows, Take: func(ctx context.Context, add Add) error {
 		ctx, cancel := context.WithTimeout(ctx, time.Duration(n)*callTimeout)
 		defer cancel()
 		began := time.Now()
@@ -163,24 +184,33 @@ func (e *Env) crowd(n int) Probe {
 			return err
 		}
 		add(bare, milliseconds(time.Since(began)))
-		names := make([]string, n)
-		for i := range names {
-			names[i] = e.id()
-		}
-		began = time.Now()
-		started, err := all(n, func(i int) (*criPod, error) { return e.startPod(ctx, names[i], Kata, "sleep", "100000") })
-		took := time.Since(began)
-		_, rerr := all(n, func(i int) (struct{}, error) {
-			if started[i] == nil {
-				return struct{}{}, nil
+		for _, row := range rows[:len(rows)-1] {
+			took, err := e.startCrowd(ctx, n, row.Runtime)
+			if err != nil {
+				return fmt.Errorf("%s: %w", row.Runtime, err)
 			}
-			return struct{}{}, started[i].remove(context.WithoutCancel(ctx))
-		})
-		if err = errors.Join(err, rerr); err == nil {
-			add(pods, milliseconds(took))
+			add(row, milliseconds(took))
 		}
-		return err
+		return nil
 	}}
+}
+
+// startCrowd is the time until the last of n pods has started.
+func (e *Env) startCrowd(ctx context.Context, n int, runtime string) (time.Duration, error) {
+	names := make([]string, n)
+	for i := range names {
+		names[i] = e.id()
+	}
+	began := time.Now()
+	started, err := all(n, func(i int) (*criPod, error) { return e.startPod(ctx, names[i], runtime, "sleep", "100000") })
+	took := time.Since(began)
+	_, rerr := all(n, func(i int) (struct{}, error) {
+		if started[i] == nil {
+			return struct{}{}, nil
+		}
+		return struct{}{}, started[i].remove(context.WithoutCancel(ctx))
+	})
+	return took, errors.Join(err, rerr)
 }
 
 // all runs f n times at once and waits for all of them.

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/kata-v2/kata/internal/procstat"
 )
 
 // podProcesses are the host processes of one container's runtime.
@@ -98,46 +98,10 @@ func descendants(pid int) ([]int, error) {
 	return all, nil
 }
 
-// pss is the proportional set size of the processes together, in MiB: what they
-// alone have in memory, and their share of what they have in common with others
-// (proc_pid_smaps(5), smaps_rollup).
+// pss is the memory of the processes together, in MiB.
 func pss(pids ...int) (float64, error) {
-	var kib int
-	for _, pid := range pids {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-		if err != nil {
-			return 0, fmt.Errorf("memory of process %d: %w", pid, err)
-		}
-		n, err := parsePSS(string(b))
-		if err != nil {
-			return 0, fmt.Errorf("memory of process %d: %w", pid, err)
-		}
-		kib += n
-	}
-	return float64(kib) / 1024, nil
-}
-
-// parsePSS reads the line "Pss: <n> kB".
-func parsePSS(rollup string) (int, error) {
-	for line := range strings.Lines(rollup) {
-		if f := strings.Fields(line); len(f) == 3 && f[0] == "Pss:" && f[2] == "kB" {
-			return strconv.Atoi(f[1])
-		}
-	}
-	return 0, fmt.Errorf("no line \"Pss: <n> kB\" in smaps_rollup %q", rollup)
-}
-
-// cpuTime is what a process has used of the CPU, all threads together, ended
-// ones included, in the kernel's resolution of nanoseconds: /proc/<pid>/stat
-// counts in hundredths of a second, more than an idle shim uses in a window.
-func cpuTime(pid int) (time.Duration, error) {
-	// clock_getcpuclockid(3): the clock of another process is ^pid << 3 with the
-	// kind in the low bits; 2 is CPUCLOCK_SCHED (linux/posix-timers.h).
-	var ts unix.Timespec
-	if err := unix.ClockGettime(int32(^pid)<<3|2, &ts); err != nil {
-		return 0, fmt.Errorf("CPU clock of process %d: %w", pid, err)
-	}
-	return time.Duration(ts.Nano()), nil
+	n, err := procstat.PSS(pids...)
+	return float64(n) / (1 << 20), err
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

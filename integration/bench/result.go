@@ -156,6 +156,7 @@ func bareKey(bare Result) string {
 // references are what rows of Kata are compared with beside other runtimes.
 var references = map[string]string{
 	firstByte + "100": firstByte + "1", firstByte + "30": firstByte + "1", diskRead: diskReadRaw, diskMetadata: shareMetadata,
+	"disk-create": "share-create", "disk-stat": "share-stat", "disk-unlink": "share-unlink", "disk-copy": "share-copy",
 }
 
 func ratioAllowed(r, other Result) bool {

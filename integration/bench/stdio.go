@@ -43,11 +43,12 @@ const (
 //
 // The pipes are this process's, as a client's would be, and the execs are added
 // over the shim's socket, so that nothing but the shim is between both.
-func (e *Env) streams() Probe {
-	rows := []Row{{stdioOut, Kata, MegabytesPerSecond}, {stdioIn, Kata, MegabytesPerSecond}, {exitEvent, Kata, Milliseconds}, {killExit, Kata, Milliseconds}}
+func (e *Env) streams(runtime string) Probe {
+	row := func(name string, unit Unit) Row { return Row{name, runtime, unit} }
+	rows := []Row{row(stdioOut, MegabytesPerSecond), row(stdioIn, MegabytesPerSecond), row(exitEvent, Milliseconds), row(killExit, Milliseconds)}
 	take := []func(*execClient, context.Context) (float64, error){(*execClient).output, (*execClient).input, (*execClient).ownEnd, (*execClient).killed}
 	return Probe{Rows: rows, Take: func(ctx context.Context, add Add) error {
-		return e.withContainer(ctx, Kata, Row{}, func(Row, float64) {}, func(id string) (err error) {
+		return e.withContainer(ctx, runtime, Row{}, func(Row, float64) {}, func(id string) (err error) {
 			x, err := e.execClient(ctx, id)
 			if err != nil {
 				return err

@@ -44,6 +44,8 @@ var targets = []target{
 	{diskRead, diskReadRaw, 0.8},
 	{diskMetadata, shareMetadata, 0.2},
 	{diskAttach, "", 150},
+	{memoryKept, "", 5},
+	{memoryFreed, "", 15},
 }
 
 // judge says of each target whether the results reach it. Too few samples are no verdict.

@@ -3,7 +3,6 @@
 package cri
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"io"
@@ -15,13 +14,8 @@ import (
 	"time"
 
 	"github.com/moby/spdystream"
-)
 
-// Protocols of the CRI's streaming servers, as kubelet and kubectl speak them
-// (k8s.io/cri-streaming, remotecommand and portforward).
-const (
-	execProtocol    = "v4.channel.k8s.io"
-	forwardProtocol = "portforward.k8s.io"
+	"github.com/kata-v2/kata/integration/lab/streaming"
 )
 
 // spdy is a connection to a streaming server.
@@ -44,20 +38,7 @@ func (b *box) open(address, protocol string) *spdy {
 		return err
 	}))
 	b.ok(c.SetDeadline(time.Now().Add(callTimeout)))
-	req, err := http.NewRequest(http.MethodPost, address, nil)
-	b.ok(err)
-	req.Header.Set("Connection", "Upgrade")
-	req.Header.Set("Upgrade", "SPDY/3.1")
-	req.Header.Set("X-Stream-Protocol-Version", protocol)
-	b.ok(req.Write(c))
-	r := bufio.NewReader(c)
-	resp, err := http.ReadResponse(r, req)
-	b.ok(err)
-	if resp.StatusCode != http.StatusSwitchingProtocols || r.Buffered() != 0 {
-		body, _ := io.ReadAll(resp.Body)
-		b.Fatalf("%s: %s: %s", address, resp.Status, body)
-	}
-	conn, err := spdystream.NewConnection(c, false)
+	conn, err := streaming.Open(c, address, protocol)
 	b.ok(err)
 	s := &spdy{box: b, raw: c, conn: conn, wg: &sync.WaitGroup{}}
 	s.wg.Go(func() { conn.Serve(spdystream.NoOpStreamHandler) })
@@ -137,7 +118,7 @@ type session struct {
 // session opens the streams of an exec or attach.
 func (b *box) session(address string, stdin, tty bool) *session {
 	b.Helper()
-	s := &session{spdy: b.open(address, execProtocol)}
+	s := &session{spdy: b.open(address, streaming.ExecProtocol)}
 	s.errors = s.receive(s.stream("error"))
 	if stdin {
 		s.stdin = s.stream("stdin")

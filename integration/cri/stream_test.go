@@ -18,6 +18,8 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/kata-v2/kata/integration/lab/streaming"
 )
 
 // TestStreams: what goes through the CRI's streaming server, and logs. All parts share a pod.
@@ -216,7 +218,7 @@ func testLogRotation(p *pod) {
 func (p *pod) forward() *spdy {
 	p.Helper()
 	resp := must(p.runtime.PortForward(p.ctx(), &runtimeapi.PortForwardRequest{PodSandboxId: p.id}))(p)
-	return p.open(resp.Url, forwardProtocol)
+	return p.open(resp.Url, streaming.ForwardProtocol)
 }
 
 // testPortForward: to servers at the pod's loopback, through containerd, which

@@ -3,6 +3,8 @@
 package lab
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -25,10 +27,21 @@ func (s *Shim) Close() error { return s.client.Close() }
 // DialShim connects to the shim of a task of this containerd.
 func (c *Containerd) DialShim(id string) (*Shim, error) {
 	address, err := os.ReadFile(filepath.Join(c.Bundle(id), "address"))
-	if err != nil {
-		return nil, fmt.Errorf("lab: shim of %s: %w", id, err)
+	if err == nil {
+		return DialShimAt(string(address))
 	}
-	return DialShimAt(string(address))
+	// What containerd 2 keeps of the answer of any shim (core/runtime/v2, bootstrap.json).
+	var bootstrap struct {
+		Address string `json:"address"`
+	}
+	data, berr := os.ReadFile(filepath.Join(c.Bundle(id), "bootstrap.json"))
+	if berr == nil {
+		berr = json.Unmarshal(data, &bootstrap)
+	}
+	if berr != nil || bootstrap.Address == "" {
+		return nil, fmt.Errorf("lab: shim of %s: %w", id, errors.Join(err, berr))
+	}
+	return DialShimAt(bootstrap.Address)
 }
 
 // DialShimAt connects to the shim at an address as its start command prints it.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package ctl is the logic of kata-ctl, the operator's command: check, env,
-// version, ps, gc, template, checkpoint, restore, direct-volume, iptables, install
-// and uninstall. Only checkpoint, iptables and the direct-volume commands stats and
-// resize talk to a live shim.
+// version, ps, gc, overhead, template, checkpoint, restore, direct-volume,
+// iptables, install and uninstall. Only checkpoint, iptables and the direct-volume
+// commands stats and resize talk to a live shim.
 package ctl
 
 import (
@@ -76,6 +76,7 @@ func newRoot(o *options) *cobra.Command {
 		command("version", "Show the version of this build", o, (*options).version),
 		command("ps", "List the pods of this host", o, (*options).ps),
 		command("gc", "Remove what pods left whose shim was killed", o, (*options).gc),
+		newOverhead(o),
 		newTemplate(o),
 		newDirectVolume(o),
 		newIPTables(o),
