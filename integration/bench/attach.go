@@ -4,7 +4,6 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -23,30 +22,21 @@ import (
 // until the first byte of an answer to what was written.
 const attachRow = "pod-attach"
 
-// attachPod measures an attach to a container that runs cat.
-func (e *Env) attachPod(runtime string) Probe {
-	row := Row{attachRow, runtime, Milliseconds}
-	return Probe{Rows: []Row{row}, Take: func(ctx context.Context, add Add) (err error) {
-		p, err := e.startPod(ctx, e.id(), runtime, "sleep", "100000")
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, p.remove(context.WithoutCancel(ctx))) }()
-		cat, err := p.containerWith(ctx, &runtimeapi.ContainerConfig{Command: []string{"cat"}, Stdin: true}, 0)
-		if err != nil {
-			return err
-		}
-		began := time.Now()
-		resp, err := e.cri.Attach(ctx, &runtimeapi.AttachRequest{ContainerId: cat, Stdin: true, Stdout: true, Stderr: true})
-		if err != nil {
-			return err
-		}
-		if err := e.echo(resp.Url); err != nil {
-			return fmt.Errorf("%s: %w", resp.Url, err)
-		}
-		add(row, milliseconds(time.Since(began)))
-		return nil
-	}}
+// attach adds a container that runs cat to the pod and measures an attach to it.
+func (p *criPod) attach(ctx context.Context) (time.Duration, error) {
+	cat, err := p.containerWith(ctx, &runtimeapi.ContainerConfig{Command: []string{"cat"}, Stdin: true}, 0)
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	resp, err := p.e.cri.Attach(ctx, &runtimeapi.AttachRequest{ContainerId: cat, Stdin: true, Stdout: true, Stderr: true})
+	if err != nil {
+		return 0, err
+	}
+	if err := p.e.echo(resp.Url); err != nil {
+		return 0, fmt.Errorf("%s: %w", resp.Url, err)
+	}
+	return time.Since(began), nil
 }
 
 // echo writes one line to the streams of an address and returns when its first byte comes back.

@@ -156,7 +156,6 @@ func (e *Env) Probes() []Probe {
 		probes = append(probes, e.pods(r))
 	}
 	return append(probes,
-		e.attachPod(Kata), e.attachPod(Runc),
 		e.crowd(4), e.crowd(16),
 		e.cloneStart(), e.cloneCrowd(4), e.cloneCrowd(16),
 		e.firstBytes(), e.rootReads(), e.fileSystems(), e.attach(), e.resize(),

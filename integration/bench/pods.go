@@ -80,7 +80,7 @@ func (e *Env) startPodWith(ctx context.Context, name, runtime string, memory int
 	p := &criPod{e: e, config: &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Uid: name, Namespace: "bench"}, Hostname: name, LogDirectory: e.dir,
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: memory},
+			Resources: memoryLimit(memory),
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
 			},
@@ -108,7 +108,7 @@ func (p *criPod) containerWith(ctx context.Context, c *runtimeapi.ContainerConfi
 	c.Metadata, c.Image = &runtimeapi.ContainerMetadata{Name: name}, &runtimeapi.ImageSpec{Image: lab.BusyboxImage}
 	c.LogPath = p.config.Metadata.Name + "-" + name + ".log"
 	c.Linux = &runtimeapi.LinuxContainerConfig{
-		Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: memory},
+		Resources: memoryLimit(memory),
 		SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
 			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
 		},
@@ -120,16 +120,24 @@ func (p *criPod) containerWith(ctx context.Context, c *runtimeapi.ContainerConfi
 	return id, p.e.cri.StartContainer(ctx, id)
 }
 
+// memoryLimit is a limit in bytes, none for 0.
+func memoryLimit(bytes int64) *runtimeapi.LinuxContainerResources {
+	if bytes == 0 {
+		return nil
+	}
+	return &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: bytes}
+}
+
 func (p *criPod) remove(ctx context.Context) error {
 	return errors.Join(p.e.cri.StopPodSandbox(ctx, p.id), p.e.cri.RemovePodSandbox(ctx, p.id))
 }
 
 // pods measures one pod through the CRI: its start with a first container, a
-// further container, an exec, its network, and its removal.
+// further container, an exec, an attach, its network, and its removal.
 func (e *Env) pods(runtime string) Probe {
 	row := func(name string, unit Unit) Row { return Row{name, runtime, unit} }
 	rows := []Row{
-		row(podStart, Milliseconds), row(podFurther, Milliseconds), row(podExec, Milliseconds), row(podDelete, Milliseconds),
+		row(podStart, Milliseconds), row(podFurther, Milliseconds), row(podExec, Milliseconds), row(podDelete, Milliseconds), row(attachRow, Milliseconds),
 		row(tcpRTT, Milliseconds), row(tcpIn, MegabytesPerSecond), row(tcpOut, MegabytesPerSecond),
 	}
 	return Probe{Rows: rows, Take: func(ctx context.Context, add Add) (err error) {
@@ -159,6 +167,11 @@ func (e *Env) pods(runtime string) Probe {
 		if err := timed(rows[2], func() error { _, _, err := e.cri.ExecSync(ctx, second, []string{"true"}, callTimeout); return err }); err != nil {
 			return err
 		}
+		took, err := p.attach(ctx)
+		if err != nil {
+			return fmt.Errorf("%s: %w", attachRow, err)
+		}
+		add(rows[4], milliseconds(took))
 		if err := e.measureNetwork(ctx, p, runtime, add); err != nil {
 			return err
 		}

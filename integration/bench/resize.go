@@ -142,7 +142,7 @@ func (m *resized) useAndFree(ctx context.Context) (peak, kept float64, err error
 // limit changes the container's memory limit.
 func (m *resized) limit(ctx context.Context, bytes int64) (time.Duration, error) {
 	began := time.Now()
-	err := m.e.cri.UpdateContainerResources(ctx, m.first, &runtimeapi.ContainerResources{Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: bytes}})
+	err := m.e.cri.UpdateContainerResources(ctx, m.first, &runtimeapi.ContainerResources{Linux: memoryLimit(bytes)})
 	return time.Since(began), err
 }
 
