@@ -6,12 +6,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/integration/lab"
 )
@@ -108,6 +111,9 @@ func (e *Env) fileSystems() Probe {
 			runtime string
 			rows    []Row
 		}{{w, Kata, disk}, {e, Kata, share}, {e, Runc, host}} {
+			if err := dropCaches(c.env.c.Root); err != nil {
+				return err
+			}
 			out, _, err := c.env.runImage(ctx, c.runtime, loadImage, nil, "load", "/big", "/tree", "/work")
 			if err != nil {
 				return err
@@ -118,6 +124,31 @@ func (e *Env) fileSystems() Probe {
 		}
 		return nil
 	}}
+}
+
+// dropCaches empties the host's cache of the large files below a directory, so
+// that every runtime reads from the disk.
+func dropCaches(root string) error {
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // removed meanwhile
+		}
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return nil // the same
+		}
+		defer f.Close()
+		if st, err := f.Stat(); err != nil || st.Size() < 1<<20 {
+			return err
+		}
+		if err := f.Sync(); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	})
 }
 
 // addLoad adds what loadProgram printed.

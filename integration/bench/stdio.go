@@ -98,6 +98,7 @@ type running struct {
 	dir    string
 	stdin  *os.File
 	stdout *os.File
+	stderr *os.File // nothing comes; runc's shim wants one
 }
 
 // start runs a shell script in the container. The pipes do not block who opens
@@ -113,7 +114,7 @@ func (x *execClient) start(ctx context.Context, script string) (_ *running, err 
 			err = errors.Join(err, r.closeFiles())
 		}
 	}()
-	for name, f := range map[string]**os.File{"in": &r.stdin, "out": &r.stdout} {
+	for name, f := range map[string]**os.File{"in": &r.stdin, "out": &r.stdout, "err": &r.stderr} {
 		path := filepath.Join(r.dir, name)
 		if err := unix.Mkfifo(path, 0o600); err != nil {
 			return nil, err
@@ -127,7 +128,7 @@ func (x *execClient) start(ctx context.Context, script string) (_ *running, err 
 		return nil, err
 	}
 	if _, err := x.shim.Exec(ctx, &task.ExecProcessRequest{
-		ID: x.id, ExecID: r.id, Stdin: filepath.Join(r.dir, "in"), Stdout: filepath.Join(r.dir, "out"),
+		ID: x.id, ExecID: r.id, Stdin: filepath.Join(r.dir, "in"), Stdout: filepath.Join(r.dir, "out"), Stderr: filepath.Join(r.dir, "err"),
 		Spec: &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: spec},
 	}); err != nil {
 		return nil, err
@@ -140,7 +141,7 @@ func (x *execClient) start(ctx context.Context, script string) (_ *running, err 
 }
 
 func (r *running) closeFiles() error {
-	for _, f := range []*os.File{r.stdin, r.stdout} {
+	for _, f := range []*os.File{r.stdin, r.stdout, r.stderr} {
 		if f != nil {
 			f.Close()
 		}
