@@ -11,6 +11,15 @@ import (
 	"github.com/kata-v2/kata/guest-agent/streams"
 )
 
+// BeginPark says that Park follows.
+func (p *Pod) BeginPark() {
+	for _, c := range p.Containers() {
+		for _, set := range c.streams() {
+			set.BeginPark()
+		}
+	}
+}
+
 // Park brings the streams of all processes to rest, so that the guest can be saved
 // and another host can Attach to them.
 func (p *Pod) Park(ctx context.Context) error {

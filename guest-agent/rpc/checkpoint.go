@@ -13,6 +13,12 @@ import (
 
 var _ agentpb.CheckpointService = (*Service)(nil)
 
+// BeginPark says that Park follows.
+func (s *Service) BeginPark(context.Context, *emptypb.Empty) (*emptypb.Empty, error) {
+	s.Pod.BeginPark()
+	return empty, nil
+}
+
 // Park brings the streams of all processes to rest.
 func (s *Service) Park(ctx context.Context, _ *emptypb.Empty) (*emptypb.Empty, error) {
 	return empty, s.Pod.Park(ctx)

@@ -84,18 +84,15 @@ func (s *Set) conn(i int) net.Conn {
 // Park hands what was read of the process to the host, ends the connections and
 // keeps the pipes: a process that writes waits when they are full. What the host
 // has sent and the process has not read is kept. It returns when that is done, for
-// which the host reads its output connections to their ends and ends stdin's.
+// which the host reads its output connections to their ends and ends stdin's, the
+// latter after BeginPark.
 func (s *Set) Park(ctx context.Context) error {
 	if s.cfg.Poll {
 		return nil // the pipes are all there is
 	}
-	p := &s.park
-	p.mu.Lock()
-	if p.resume == nil {
-		p.resume = make(chan struct{})
-	}
-	p.mu.Unlock()
+	s.BeginPark()
 	s.wake(time.Unix(1, 0))
+	p := &s.park
 	for {
 		p.mu.Lock()
 		all, change := p.parked == p.active, p.change
@@ -108,6 +105,17 @@ func (s *Set) Park(ctx context.Context) error {
 		case <-ctx.Done():
 			return fault.New(fault.Unavailable, "streams of a process do not come to rest: %w", context.Cause(ctx))
 		}
+	}
+}
+
+// BeginPark says that Park follows: the end of the host's stdin connection is not
+// that of the process's input any more.
+func (s *Set) BeginPark() {
+	p := &s.park
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.resume == nil && !s.cfg.Poll {
+		p.resume = make(chan struct{})
 	}
 }
 

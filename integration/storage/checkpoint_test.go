@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kata-v2/kata/integration/lab"
 )
 
@@ -31,65 +33,136 @@ const worker = `exec 5>/gone; rm /gone; echo kept >/kept
 	nc -ll -p 7001 -e cat &
 	i=0; while :; do i=$((i+1)); echo $i >&5; echo $i; sleep 0.1; done`
 
-// TestCheckpoint: a pod goes on after it was saved, and goes on from there when it
-// is restored: its counter, without a gap, its TCP connection and listener, its open
-// file, what it wrote to its disk.
-func TestCheckpoint(t *testing.T) {
+// saved is a pod that is saved and restored, with its host's side.
+type saved struct {
+	*box
+	dir          string
+	pod, outside *lab.NetNS
+	counter      *counter
+}
+
+func newSaved(t *testing.T) *saved {
 	b := openBox(t, "savable", savable())
-	dir := t.TempDir()
-	pod, outside := lab.NewNetNS(t), lab.NewNetNS(t)
+	s := &saved{box: b, dir: t.TempDir()}
+	s.counter = &counter{b: b, path: filepath.Join(s.dir, "out")}
+	s.pod, s.outside = wired(t)
+	b.Cleanup(func() { b.remove("saved") })
+	return s
+}
+
+// wired is a namespace for a pod, with the other end of its wire.
+func wired(t *testing.T) (pod, outside *lab.NetNS) {
+	pod, outside = lab.NewNetNS(t), lab.NewNetNS(t)
 	pod.Veth("eth0", outside, "host0")
 	pod.Addr("eth0", "10.79.0.2/24")
 	outside.Addr("host0", "10.79.0.1/24")
-	c := &counter{b: b, path: filepath.Join(dir, "out")}
-	run := func(from string) lab.Result {
-		var flags []string
-		if from != "" {
-			flags = append(flags, "--annotation", "io.katacontainers.config.runtime.restore="+from)
-		}
-		flags = append(flags, "--detach", "--log-uri", "file://"+c.path, "--with-ns", "network:"+pod.Path)
-		return b.ctr(b.runArgs(lab.BusyboxImage, "saved", flags, "sh", "-c", worker)...)
+	return pod, outside
+}
+
+// run runs the container, from a checkpoint unless that is empty.
+func (s *saved) run(from, image, id string, pod *lab.NetNS) lab.Result {
+	s.Helper()
+	flags := []string{"--detach", "--log-uri", "file://" + s.counter.path, "--with-ns", "network:" + pod.Path}
+	if from != "" {
+		flags = append(flags, "--annotation", "io.katacontainers.config.runtime.restore="+from)
 	}
-	b.Cleanup(func() { b.remove("saved") })
-	begin := func(from string) {
-		t.Helper()
-		if r := run(from); r.Code != 0 {
-			t.Fatalf("run from %q: %s", from, r.Stderr)
-		}
+	return s.ctr(s.runArgs(image, id, flags, "sh", "-c", worker)...)
+}
+
+// begin is run for what must succeed.
+func (s *saved) begin(from string) {
+	s.Helper()
+	if r := s.run(from, lab.BusyboxImage, "saved", s.pod); r.Code != 0 {
+		s.Fatalf("run from %q: %s", from, r.Stderr)
 	}
-	begin("")
-	c.more(5)
-	conn := outside.Dial("10.79.0.2:7001")
+}
+
+// refused is run for what must fail, and leave nothing.
+func (s *saved) refused(what string, r lab.Result, id, why string) {
+	s.Helper()
+	if r.Code == 0 || !strings.Contains(r.Stderr, why) {
+		s.Errorf("%s: got %+v; want %q", what, r, why)
+	}
+	s.remove(id)
+	if left := strings.Join(s.processes(id), "\n"); strings.Contains(left, "sandbox-"+id+",") {
+		s.Errorf("%s: a machine is left: %s", what, left)
+	}
+}
+
+// TestCheckpoint: a pod goes on after it was saved, and goes on from there when it
+// is restored, again and again: its counter, without a gap, its TCP connection and
+// listener, its open file, what it wrote to its disk.
+func TestCheckpoint(t *testing.T) {
+	b := newSaved(t)
+	full := filepath.Join(b.dir, "full") // before the pod, whose shim has mounts of its own
+	b.must(os.Mkdir(full, 0o700))
+	b.must(unix.Mount("full", full, "tmpfs", 0, "size=4m,mode=0700"))
+	b.Cleanup(func() { b.must(unix.Unmount(full, unix.MNT_DETACH)) })
+	path := func(name string) string { return filepath.Join(b.dir, name) }
+
+	b.begin("")
+	b.counter.more(5)
+	conn := b.outside.Dial("10.79.0.2:7001")
 	echo(t, conn, "before")
 
-	first, second := filepath.Join(dir, "first"), filepath.Join(dir, "second")
-	b.kataCtl("checkpoint", "saved", first)
-	c.more(5)
+	b.kataCtl("checkpoint", "saved", path("first"))
+	b.counter.more(5)
 	echo(t, conn, "it went on")
-	b.kataCtl("checkpoint", "--end", "saved", second)
+	if out, err := b.kataCtlErr("checkpoint", "saved", filepath.Join(full, "c")); err == nil || !strings.Contains(out, "no space left on device") {
+		t.Errorf("to a file system that is full: %v: %s", err, out)
+	}
+	if left, err := os.ReadDir(full); err != nil || len(left) > 0 {
+		t.Errorf("a checkpoint that failed left %v, %v", left, err)
+	}
+	b.counter.more(5)
+	echo(t, conn, "after a failure")
+	if out, err := b.kataCtlErr("checkpoint", "saved", path("first")); err == nil || !strings.Contains(out, "is not empty") {
+		t.Errorf("to a directory that is in use: %v: %s", err, out)
+	}
+
+	// By the Task API; the pod ends.
+	b.ok("tasks", "checkpoint", "--exit", "--image-path", path("second"), "saved")
+	b.ended("saved")
+	b.remove("saved")
+	b.restoresRefused(path("first"), path("second"))
+	if out := b.kataCtl("restore", path("second")); !strings.Contains(out, "pod saved, saved ") || !strings.Contains(out, "is whole") {
+		t.Errorf("kata-ctl restore: %s", out)
+	}
+
+	b.begin(path("second"))
+	b.counter.more(5)
+	echo(t, conn, "restored")
+	b.kataCtl("checkpoint", "--end", "saved", path("third"))
 	b.ended("saved")
 	b.remove("saved")
 
-	b.must(os.Truncate(filepath.Join(first, "memory"), 4096))
-	if r := run(first); r.Code == 0 || !strings.Contains(r.Stderr, "it is truncated") {
-		t.Errorf("a checkpoint that is truncated: %+v", r)
-	}
-	b.remove("saved")
-
-	if out := b.kataCtl("restore", second); !strings.Contains(out, "pod saved, saved ") || !strings.Contains(out, "is whole") {
-		t.Errorf("kata-ctl restore: %s", out)
-	}
-	begin(second)
-	c.more(5)
-	echo(t, conn, "restored")
-	echo(t, outside.Dial("10.79.0.2:7001"), "a new connection")
+	b.begin(path("third"))
+	b.counter.more(5)
+	echo(t, conn, "restored again")
+	echo(t, b.outside.Dial("10.79.0.2:7001"), "a new connection")
 	lines, kept, _ := strings.Cut(b.shell("saved", "wc -l </proc/1/fd/5; cat /kept"), "\n")
-	if n, err := strconv.Atoi(lines); err != nil || n < c.last {
-		t.Errorf("the open file has %q lines, the output %d", lines, c.last)
+	if n, err := strconv.Atoi(lines); err != nil || n < b.counter.last {
+		t.Errorf("the open file has %q lines, the output %d", lines, b.counter.last)
 	}
 	want(t, "what was written to the disk", kept, "kept")
 	b.ok("tasks", "kill", "--signal", "KILL", "saved")
 	b.ended("saved")
+}
+
+// restoresRefused: what does not fit a checkpoint is named; whole is one that is.
+func (s *saved) restoresRefused(first, whole string) {
+	s.Helper()
+	other := onBusybox(s.T, layered("example.com/unlike:latest", 1))
+	s.importImage(other)
+	elsewhere, _ := wired(s.T)
+	s.refused("another network", s.run(whole, lab.BusyboxImage, "saved", elsewhere), "saved", "checkpoint of another machine: network device 0 was")
+	s.refused("another image", s.run(whole, other.Name, "saved", s.pod), "saved", "is not what the pod had: it needs the same image")
+	s.refused("another id", s.run(whole, lab.BusyboxImage, "other", s.pod), "other", "is of container saved in pod saved")
+	s.refused("none", s.run(filepath.Join(s.dir, "none"), lab.BusyboxImage, "saved", s.pod), "saved", "no such file or directory")
+	s.must(os.Truncate(filepath.Join(first, "memory"), 4096))
+	s.refused("truncated", s.run(first, lab.BusyboxImage, "saved", s.pod), "saved", "it is truncated")
+	s.must(os.Truncate(filepath.Join(first, "memory"), 256<<20))
+	s.refused("damaged", s.run(first, lab.BusyboxImage, "saved", s.pod), "saved", "memory: it is not what was saved")
 }
 
 // counter reads what the worker writes.
@@ -137,12 +210,17 @@ func echo(t *testing.T, c net.Conn, line string) {
 	}
 }
 
+// kataCtlErr runs kata-ctl.
+func (b *box) kataCtlErr(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	return b.c.KataCtl(ctx, args...)
+}
+
 // kataCtl runs kata-ctl, which must succeed.
 func (b *box) kataCtl(args ...string) string {
 	b.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	out, err := b.c.KataCtl(ctx, args...)
+	out, err := b.kataCtlErr(args...)
 	if err != nil {
 		b.Fatalf("kata-ctl %s: %v: %s", strings.Join(args, " "), err, out)
 	}

@@ -224,9 +224,10 @@ const file_protocols_checkpoint_proto_rawDesc = "" +
 	"stderrPort\"3\n" +
 	"\vSaveRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x10\n" +
-	"\x03end\x18\x02 \x01(\bR\x03end2{\n" +
+	"\x03end\x18\x02 \x01(\bR\x03end2\xb8\x01\n" +
 	"\n" +
-	"Checkpoint\x126\n" +
+	"Checkpoint\x12;\n" +
+	"\tBeginPark\x12\x16.google.protobuf.Empty\x1a\x16.google.protobuf.Empty\x126\n" +
 	"\x04Park\x12\x16.google.protobuf.Empty\x1a\x16.google.protobuf.Empty\x125\n" +
 	"\x06Attach\x12\x13.kata.AttachRequest\x1a\x16.google.protobuf.EmptyB3Z1github.com/kata-v2/kata/protocols/agentpb;agentpbb\x06proto3"
 
@@ -251,12 +252,14 @@ var file_protocols_checkpoint_proto_goTypes = []any{
 }
 var file_protocols_checkpoint_proto_depIdxs = []int32{
 	1, // 0: kata.AttachRequest.processes:type_name -> kata.AttachedProcess
-	3, // 1: kata.Checkpoint.Park:input_type -> google.protobuf.Empty
-	0, // 2: kata.Checkpoint.Attach:input_type -> kata.AttachRequest
-	3, // 3: kata.Checkpoint.Park:output_type -> google.protobuf.Empty
-	3, // 4: kata.Checkpoint.Attach:output_type -> google.protobuf.Empty
-	3, // [3:5] is the sub-list for method output_type
-	1, // [1:3] is the sub-list for method input_type
+	3, // 1: kata.Checkpoint.BeginPark:input_type -> google.protobuf.Empty
+	3, // 2: kata.Checkpoint.Park:input_type -> google.protobuf.Empty
+	0, // 3: kata.Checkpoint.Attach:input_type -> kata.AttachRequest
+	3, // 4: kata.Checkpoint.BeginPark:output_type -> google.protobuf.Empty
+	3, // 5: kata.Checkpoint.Park:output_type -> google.protobuf.Empty
+	3, // 6: kata.Checkpoint.Attach:output_type -> google.protobuf.Empty
+	4, // [4:7] is the sub-list for method output_type
+	1, // [1:4] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
 	1, // [1:1] is the sub-list for extension extendee
 	0, // [0:1] is the sub-list for field type_name

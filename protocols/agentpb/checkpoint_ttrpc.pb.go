@@ -9,6 +9,7 @@ import (
 )
 
 type CheckpointService interface {
+	BeginPark(context.Context, *emptypb.Empty) (*emptypb.Empty, error)
 	Park(context.Context, *emptypb.Empty) (*emptypb.Empty, error)
 	Attach(context.Context, *AttachRequest) (*emptypb.Empty, error)
 }
@@ -16,6 +17,13 @@ type CheckpointService interface {
 func RegisterCheckpointService(srv *ttrpc.Server, svc CheckpointService) {
 	srv.RegisterService("kata.Checkpoint", &ttrpc.ServiceDesc{
 		Methods: map[string]ttrpc.Method{
+			"BeginPark": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req emptypb.Empty
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.BeginPark(ctx, &req)
+			},
 			"Park": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req emptypb.Empty
 				if err := unmarshal(&req); err != nil {
@@ -42,6 +50,14 @@ func NewCheckpointClient(client *ttrpc.Client) CheckpointService {
 	return &checkpointClient{
 		client: client,
 	}
+}
+
+func (c *checkpointClient) BeginPark(ctx context.Context, req *emptypb.Empty) (*emptypb.Empty, error) {
+	var resp emptypb.Empty
+	if err := c.client.Call(ctx, "kata.Checkpoint", "BeginPark", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
 }
 
 func (c *checkpointClient) Park(ctx context.Context, req *emptypb.Empty) (*emptypb.Empty, error) {

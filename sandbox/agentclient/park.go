@@ -40,6 +40,10 @@ func (c *Client) Park(ctx context.Context) error {
 			o.park()
 		}
 	}
+	if _, err := p.checkpoint.BeginPark(ctx, &emptypb.Empty{}); err != nil {
+		c.link.release()
+		return fmt.Errorf("park: %w", c.Err(err))
+	}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var errs []error
@@ -51,10 +55,21 @@ func (c *Client) Park(ctx context.Context) error {
 			errs = append(errs, err)
 		})
 	}
-	run(func() error { _, err := p.checkpoint.Park(ctx, &emptypb.Empty{}); return c.Err(err) })
+	cctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	run(func() error {
+		_, err := p.checkpoint.Park(ctx, &emptypb.Empty{})
+		if err != nil {
+			cancel()
+		}
+		return c.Err(err)
+	})
 	for _, s := range all {
 		if in := s.in(); in != nil {
-			run(func() error { return in.end(ctx) })
+			run(func() error { return in.end(cctx) })
+		}
+		for _, o := range s.outs() { // also of those whose reader is stuck: the guest waits for them
+			run(func() error { return o.collect(cctx) })
 		}
 	}
 	wg.Wait()
@@ -63,19 +78,9 @@ func (c *Client) Park(ctx context.Context) error {
 		return fmt.Errorf("park: %w", err)
 	}
 	for _, s := range all {
-		for _, o := range s.outs() {
-			run(func() error { return o.collect(ctx) })
-		}
-	}
-	wg.Wait()
-	for _, s := range all {
 		if in := s.in(); in != nil {
 			in.leave()
 		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		c.link.release()
-		return fmt.Errorf("park: output: %w", err)
 	}
 	c.link.drop()
 	return nil

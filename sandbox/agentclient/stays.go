@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/kata-v2/kata/hypervisor/vsock"
 )
@@ -271,8 +272,13 @@ func (o *outStream) collect(ctx context.Context) error {
 	if c == nil { // the reader has met the end
 		return nil
 	}
+	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
 	rest, err := io.ReadAll(c)
 	o.kept = append(o.kept, rest...)
+	if !stop() {
+		_ = c.SetReadDeadline(time.Time{})
+		return ctx.Err()
+	}
 	o.leave()
 	if err != nil && !errors.Is(err, net.ErrClosed) {
 		return err
