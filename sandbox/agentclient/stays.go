@@ -256,6 +256,12 @@ func (o *outStream) old(b []byte) (int, bool) {
 	return n, true
 }
 
+// maxKept is more than a stream has under way: its window, and what a guest reads
+// of a process at a time.
+const maxKept = 4 << 20
+
+var errTooMuch = errors.New("the guest does not stop to send output")
+
 // collect reads a parked stream's connection to its end.
 func (o *outStream) collect(ctx context.Context) error {
 	select {
@@ -273,7 +279,10 @@ func (o *outStream) collect(ctx context.Context) error {
 		return nil
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
-	rest, err := io.ReadAll(c)
+	rest, err := io.ReadAll(io.LimitReader(c, maxKept+1))
+	if len(rest) > maxKept {
+		err = errTooMuch
+	}
 	o.kept = append(o.kept, rest...)
 	if !stop() {
 		_ = c.SetReadDeadline(time.Time{})

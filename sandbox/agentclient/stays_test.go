@@ -193,3 +193,14 @@ func TestCollectGivesUp(t *testing.T) {
 	o.drop()
 	readN(t, o, "came, and more")
 }
+
+// A guest cannot have more kept than a stream has under way.
+func TestCollectIsBounded(t *testing.T) {
+	a, guest := net.Pipe()
+	o := &outStream{stay: newStay(a)}
+	o.park()
+	go func() { _, _ = guest.Write(make([]byte, 2*maxKept)) }()
+	if err := o.collect(bound(t)); !errors.Is(err, errTooMuch) || len(o.kept) > maxKept+1 {
+		t.Errorf("%d bytes kept, %v", len(o.kept), err)
+	}
+}
