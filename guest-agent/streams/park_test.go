@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -233,4 +234,47 @@ func TestParkedClose(t *testing.T) {
 	if _, err := host.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("the connection is not closed: %v", err)
 	}
+}
+
+// A terminal is parked like pipes are.
+func TestParkTerminal(t *testing.T) {
+	master, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	console := os.NewFile(uintptr(master), "console")
+	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(master, unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tty, err := os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &stdio{T: t, stdin: tty, stdout: tty}
+	p.in, p.gin = duplex(t)
+	p.out, p.gout = duplex(t)
+	if p.s, err = New(Config{Stdin: p.gin, Stdout: p.gout, Terminal: true}); err != nil {
+		t.Fatal(err)
+	}
+	p.s.Started(console)
+	p.write(tty, "one")
+	p.read(p.out, "one")
+	for range 2 {
+		p.park()
+		p.write(tty, "two")
+		p.attach()
+		p.read(p.out, "two")
+		p.write(p.in, "three\n")
+		p.read(tty, "three\n")
+		p.read(p.out, "three\r\n") // the echo
+	}
+	tty.Close()
+	if rest, err := io.ReadAll(p.out); err != nil || len(rest) > 0 {
+		t.Errorf("after the terminal's end the host reads %q, %v", rest, err)
+	}
+	p.s.Close(context.Background())
 }

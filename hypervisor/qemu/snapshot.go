@@ -117,6 +117,10 @@ func (vm *VM) move(ctx context.Context, command string, state *os.File) error {
 	if err := vm.qmp.executeWith(ctx, "getfd", map[string]any{"fdname": stateName}, nil, state); err != nil {
 		return err
 	}
+	select {
+	case <-vm.moves.ended(): // of one that was given up
+	default:
+	}
 	if err := vm.qmp.execute(ctx, command, map[string]any{"uri": "fd:" + stateName}, nil); err != nil {
 		return err
 	}
@@ -129,7 +133,24 @@ func (vm *VM) move(ctx context.Context, command string, state *os.File) error {
 	case <-vm.done:
 		return vm.endErr()
 	case <-ctx.Done():
-		return ctx.Err()
+		return errors.Join(ctx.Err(), vm.giveUpMove())
+	}
+}
+
+// giveUpMove ends a migration that nobody wants any more, so that the machine may go on.
+func (vm *VM) giveUpMove() error {
+	ctx, cancel := context.WithTimeout(context.Background(), restoreTimeout)
+	defer cancel()
+	if err := vm.qmp.execute(ctx, "migrate_cancel", nil, nil); err != nil {
+		return err
+	}
+	select {
+	case <-vm.moves.ended():
+		return nil
+	case <-vm.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("QMP migrate_cancel: %w", ctx.Err())
 	}
 }
 
