@@ -28,8 +28,11 @@ type restore struct {
 
 // restoreFrom is the checkpoint that a container is to go on from, nil for none.
 func (s *Sandbox) restoreFrom(cc ContainerConfig) (*restore, error) {
+	s.mu.Lock()
+	fresh := s.pod == nil && len(s.containers) == 0 && s.state == Created
+	s.mu.Unlock()
 	dir := cc.Checkpoint
-	if dir == "" {
+	if dir == "" && fresh {
 		dir = s.o.Config.Runtime.Restore
 	}
 	if dir == "" {
@@ -55,9 +58,7 @@ func (s *Sandbox) restoreFrom(cc ContainerConfig) (*restore, error) {
 	r.wants = agentclient.StdioWants{
 		Stdin: cc.Stdio.Stdin && r.saved.Stdin, Stdout: cc.Stdio.Stdout && r.saved.Stdout, Stderr: cc.Stdio.Stderr && r.saved.Stderr,
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.pod != nil || len(s.containers) > 0 || s.state != Created {
+	if !fresh {
 		return nil, fmt.Errorf("checkpoint %s: the pod has a machine already: %w", dir, errdefs.ErrFailedPrecondition)
 	}
 	return r, nil

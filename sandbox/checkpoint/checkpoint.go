@@ -200,16 +200,17 @@ func (c *Checkpoint) LoadMemory() (*os.File, error) {
 	return f, nil
 }
 
-// LoadDisk writes what was on a disk to a file or device, which must be as large.
+// LoadDisk makes a file what the disk was.
 func (c *Checkpoint) LoadDisk(d Disk, to *os.File) error {
 	st, err := to.Stat()
 	if err != nil {
 		return err
 	}
-	if st.Mode().IsRegular() { // all zeros first
-		if err := errors.Join(to.Truncate(0), to.Truncate(d.Content.Bytes)); err != nil {
-			return fmt.Errorf("disk %s: %w", d.ID, err)
-		}
+	if !st.Mode().IsRegular() {
+		return fmt.Errorf("disk %s: %s is a %s: want a regular file: %w", d.ID, to.Name(), st.Mode().Type(), errdefs.ErrInvalidArgument)
+	}
+	if err := errors.Join(to.Truncate(0), to.Truncate(d.Content.Bytes)); err != nil { // all zeros
+		return fmt.Errorf("disk %s: %w", d.ID, err)
 	}
 	return c.load(diskPrefix+d.ID, to, *d.Content)
 }

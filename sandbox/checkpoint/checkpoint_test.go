@@ -165,3 +165,17 @@ func TestAbort(t *testing.T) {
 		t.Error("a directory below none")
 	}
 }
+
+// The disk of a restored container is a file.
+func TestLoadDiskRefuses(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "c")
+	save(t, dir)
+	c, err := Open(dir)
+	must(t, err)
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	must(t, err)
+	defer null.Close()
+	if err := c.LoadDisk(c.Disks[1], null); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a device: %v", err)
+	}
+}
