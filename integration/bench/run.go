@@ -58,12 +58,13 @@ func selectProbes(probes []Probe, names []string) ([]Probe, error) {
 	}
 	var wanted []string
 	for _, n := range names {
-		if from, derived := derivedFrom(n); derived {
-			wanted = append(wanted, from...)
-		}
-		if slices.Contains(known, n) {
+		from, derived := derivedFrom(n)
+		switch {
+		case slices.Contains(known, n):
 			wanted = append(wanted, n)
-		} else if _, derived := derivedFrom(n); !derived {
+		case derived:
+			wanted = append(wanted, from...)
+		default:
 			slices.Sort(known)
 			return nil, fmt.Errorf("bench: -only %q: want one of %q", n, slices.Compact(known))
 		}
