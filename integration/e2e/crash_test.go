@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -160,6 +161,16 @@ func TestRustVirtiofsd(t *testing.T) {
 	}
 	if got := readFile(t, filepath.Join(dir, "out")); got != "from the guest\n" {
 		b.Errorf("the host reads %q", got)
+	}
+	// A directory that only a group may write to: FUSE does not tell the daemon of the
+	// caller's additional groups, and this one leaves the check to the guest's kernel.
+	group := filepath.Join(dir, "group")
+	if err := errors.Join(os.Mkdir(group, 0), os.Chown(group, 0, 2000), os.Chmod(group, 0o770|os.ModeSetgid)); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.shell("rust", `echo volume:x:2000:user >>/etc/group; su -s /bin/sh user -c 'id -G; echo x >/d/group/new; mkdir /d/group/sub; stat -c "%u %g %a" /d/group/new /d/group/sub'
+		su -s /bin/sh nobody -c 'echo x >/d/group/other' 2>&1; true`); got != "1000 10 2000\n1000 2000 644\n1000 2000 2755\nsh: can't create /d/group/other: Permission denied" {
+		t.Errorf("in the group's directory: %q", got)
 	}
 	// It is that daemon indeed.
 	f := b.family("rust")
