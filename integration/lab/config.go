@@ -87,6 +87,9 @@ func (c *Containerd) config() string {
 	if c.opts.Snapshotter == "erofs" {
 		b.WriteString(c.opts.EROFS.config())
 	}
+	if c.opts.Snapshotter == "blockfile" {
+		fmt.Fprintf(&b, "[plugins.\"io.containerd.snapshotter.v1.blockfile\"]\n  scratch_file = %q\n  fs_type = \"ext4\"\n", c.scratchFile())
+	}
 	b.WriteString(c.opts.ExtraConfig)
 	return b.String()
 }

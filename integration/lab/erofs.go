@@ -16,6 +16,9 @@ type EROFS struct {
 	UpperSize string
 	// TarIndex keeps layers as tar streams behind an index.
 	TarIndex bool
+	// MaxUnmerged is how many layers a container has before their metadata is merged
+	// into one image, with the layers as its devices; 0 never merges.
+	MaxUnmerged int
 	// Mkfs are more options of mkfs.erofs.
 	Mkfs []string
 }
@@ -26,6 +29,9 @@ func (e EROFS) config() string {
 	b.WriteString("[plugins.\"io.containerd.snapshotter.v1.erofs\"]\n")
 	if e.UpperSize != "" {
 		fmt.Fprintf(&b, "  default_size = %q\n", e.UpperSize)
+	}
+	if e.MaxUnmerged > 0 {
+		fmt.Fprintf(&b, "  max_unmerged_layers = %d\n", e.MaxUnmerged)
 	}
 	fmt.Fprintf(&b, "[plugins.\"io.containerd.differ.v1.erofs\"]\n  enable_tar_index = %t\n", e.TarIndex)
 	if len(e.Mkfs) > 0 {

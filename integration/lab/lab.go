@@ -146,6 +146,11 @@ func prepare(o Options) (*Containerd, error) {
 	if err := os.WriteFile(c.configFile(), []byte(c.config()), 0o600); err != nil {
 		return nil, fmt.Errorf("lab: config.toml: %w", err)
 	}
+	if o.Snapshotter == "blockfile" {
+		if err := c.makeScratch(); err != nil {
+			return nil, err
+		}
+	}
 	if o.CRI {
 		if err := c.prepareCRI(); err != nil {
 			return nil, err

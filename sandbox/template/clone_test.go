@@ -148,6 +148,13 @@ func TestWhatTellsTemplatesApart(t *testing.T) {
 	if got := b.started[0]; got.Restore == nil || got.MemoryPrivate || len(got.Shares) != 1 {
 		t.Errorf("a machine with a share is %+v", got)
 	}
+	c.Shares, c.ShareLater = nil, true
+	h, b, _ = pods(t, s)
+	_, err = h.Start(ctx, c)
+	must(t, err)
+	if got := b.started[0]; got.Restore == nil || got.MemoryPrivate || !got.ShareLater {
+		t.Errorf("a machine that may get a share is %+v", got)
+	}
 }
 
 // A template that does not work costs one failed start and one boot.

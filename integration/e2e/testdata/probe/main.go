@@ -3,7 +3,8 @@
 // probe does in a container what its shell has no command for.
 //
 //	notify DIR: writes "ready" once it watches the directory, and then the name of
-//	everything that is renamed there (inotify(7), IN_MOVED_TO).
+//	everything that is renamed there (inotify(7), IN_MOVED_TO), each with the time,
+//	in nanoseconds since 1970.
 //	listen PATH: a Unix socket; every connection is told "hello".
 //	dial PATH: prints what such a socket says.
 package main
@@ -15,6 +16,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -71,6 +73,7 @@ func watch(dir string) error {
 	fmt.Println("ready")
 	for buf := make([]byte, 4096); ; {
 		n, err := syscall.Read(fd, buf)
+		at := time.Now().UnixNano()
 		if err != nil {
 			return err
 		}
@@ -79,7 +82,7 @@ func watch(dir string) error {
 			size := int(b[12]) | int(b[13])<<8
 			name := b[syscall.SizeofInotifyEvent:][:size]
 			b = b[syscall.SizeofInotifyEvent+size:]
-			fmt.Printf("%s\n", bytes.TrimRight(name, "\x00"))
+			fmt.Printf("%s %d\n", bytes.TrimRight(name, "\x00"), at)
 		}
 	}
 }
