@@ -168,28 +168,3 @@ func writable(r *specs.LinuxResources, d specs.LinuxDevice) bool {
 	}
 	return may
 }
-
-// diskRates are the I/O limits that the guest can keep: of the container's own
-// block devices, whose numbers it translates, and without a weight, which would be
-// one among the guest's own disks.
-func diskRates(b *specs.LinuxBlockIO, devices []specs.LinuxDevice) *specs.LinuxBlockIO {
-	if b == nil {
-		return nil
-	}
-	own := func(rates []specs.LinuxThrottleDevice) (out []specs.LinuxThrottleDevice) {
-		for _, r := range rates {
-			if slices.ContainsFunc(devices, func(d specs.LinuxDevice) bool { return d.Type == "b" && d.Major == r.Major && d.Minor == r.Minor }) {
-				out = append(out, r)
-			}
-		}
-		return out
-	}
-	g := &specs.LinuxBlockIO{
-		ThrottleReadBpsDevice: own(b.ThrottleReadBpsDevice), ThrottleWriteBpsDevice: own(b.ThrottleWriteBpsDevice),
-		ThrottleReadIOPSDevice: own(b.ThrottleReadIOPSDevice), ThrottleWriteIOPSDevice: own(b.ThrottleWriteIOPSDevice),
-	}
-	if len(g.ThrottleReadBpsDevice)+len(g.ThrottleWriteBpsDevice)+len(g.ThrottleReadIOPSDevice)+len(g.ThrottleWriteIOPSDevice) == 0 {
-		return nil
-	}
-	return g
-}

@@ -48,29 +48,3 @@ func TestHostDisks(t *testing.T) {
 		})
 	}
 }
-
-// Only rates of the container's own block devices are for the guest.
-func TestDiskRates(t *testing.T) {
-	rate := func(major, minor int64) (d specs.LinuxThrottleDevice) {
-		d.Major, d.Minor, d.Rate = major, minor, 7
-		return d
-	}
-	weight := uint16(500)
-	devices := []specs.LinuxDevice{{Path: "/dev/x", Type: "b", Major: 7, Minor: 1}, {Path: "/dev/c", Type: "c", Major: 8, Minor: 0}}
-	got := diskRates(&specs.LinuxBlockIO{
-		Weight:                &weight,
-		ThrottleReadBpsDevice: []specs.LinuxThrottleDevice{rate(8, 0), rate(7, 1)}, ThrottleWriteIOPSDevice: []specs.LinuxThrottleDevice{rate(7, 0)},
-	}, devices)
-	if got == nil || got.Weight != nil || len(got.ThrottleReadBpsDevice) != 1 || got.ThrottleReadBpsDevice[0].Minor != 1 || got.ThrottleWriteIOPSDevice != nil {
-		t.Errorf("%+v", got)
-	}
-	r := wireResources(&specs.LinuxResources{BlockIO: got})
-	if d := r.BlockIO.ThrottleReadBpsDevice; len(d) != 1 || d[0].Major != 7 || d[0].Minor != 1 || d[0].Rate != 7 {
-		t.Errorf("on the wire: %+v", r.BlockIO)
-	}
-	for _, b := range []*specs.LinuxBlockIO{nil, {Weight: &weight}, {ThrottleReadBpsDevice: []specs.LinuxThrottleDevice{rate(8, 0)}}} {
-		if got := diskRates(b, devices); got != nil {
-			t.Errorf("%+v: %+v", b, got)
-		}
-	}
-}

@@ -482,7 +482,9 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	if _, err := demandOf(r, m.sizer.host); err != nil { // before it is merged, so that the field is the caller's
 		return err
 	}
-	was, err := m.grow(ctx, c.id, func(was *specs.LinuxResources) *specs.LinuxResources { return merge(was, r) })
+	was, err := m.grow(ctx, c.id, func(was *specs.LinuxResources) *specs.LinuxResources {
+		return merge(was, hostPart(r, c.spec.Linux.Devices))
+	})
 	if err != nil {
 		return err
 	}
@@ -504,7 +506,7 @@ func (c *Container) fit(ctx context.Context, m *machine, spec *specs.Spec) error
 	if err := holdsLimits(m.agent, c.spec.Linux.Resources); err != nil {
 		return err
 	}
-	r := merge(nil, c.spec.Linux.Resources)
+	r := merge(nil, hostPart(c.spec.Linux.Resources, c.spec.Linux.Devices))
 	if _, err := m.grow(ctx, c.id, func(*specs.LinuxResources) *specs.LinuxResources { return r }); err != nil {
 		return err
 	}

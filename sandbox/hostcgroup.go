@@ -86,7 +86,10 @@ func (m *machine) limitHost(ctx context.Context, grow bool) error {
 		return nil
 	}
 	r, beside := m.sizer.onHost()
-	return m.cgroup.Update(ctx, r, beside, grow)
+	if err := m.cgroup.Update(ctx, r, beside, grow); err != nil {
+		return err
+	}
+	return m.cgroup.SetIO(m.sizer.ioOnHost())
 }
 
 // onHost are the limits for the pod's cgroup, and those of the machine beside its

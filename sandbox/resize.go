@@ -303,6 +303,9 @@ func merge(was, update *specs.LinuxResources) *specs.LinuxResources {
 				out.CPU.Cpus = c.Cpus
 			}
 		}
+		if r.BlockIO != nil {
+			out.BlockIO = r.BlockIO
+		}
 		if mem := r.Memory; mem != nil {
 			set(&out.Memory.Limit, mem.Limit)
 			set(&out.Memory.Reservation, mem.Reservation)

@@ -40,6 +40,7 @@ type Group struct {
 	homes   map[string]string // by mount point, where the process was before
 	entries []entry           // in the order of their making
 	started bool              // the unit is, or may be
+	io      map[IODevice]IORate
 }
 
 // entry is a directory that was made, or may have been.
