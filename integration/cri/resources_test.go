@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -33,14 +34,20 @@ func (c *container) seen() (cpus, memory int) {
 	return cpus, kib >> 10
 }
 
-// hostLimits are the limits of a pod's cgroup: CPU time in each tenth of a second, bytes of memory.
-func (p *pod) hostLimits() (quota, memory string) {
+// hostGroup are the directories of the pod's cgroup.
+func (p *pod) hostGroup() []cgroup.Dir {
 	p.Helper()
 	h, err := cgroup.Detect()
 	p.ok(err)
 	plan, err := h.Plan(cgroup.Request{Pod: p.id, Parent: p.config.Linux.CgroupParent})
 	p.ok(err)
-	for _, d := range plan.Dirs {
+	return plan.Dirs
+}
+
+// hostLimits are the limits of a pod's cgroup: CPU time in each tenth of a second, bytes of memory.
+func (p *pod) hostLimits() (quota, memory string) {
+	p.Helper()
+	for _, d := range p.hostGroup() {
 		for file, to := range map[string]*string{
 			"cpu.max": &quota, "cpu.cfs_quota_us": &quota, "memory.max": &memory, "memory.limit_in_bytes": &memory,
 		} {
@@ -50,6 +57,53 @@ func (p *pod) hostLimits() (quota, memory string) {
 		}
 	}
 	return quota, memory
+}
+
+// hostCPU is how much CPU time the pod's cgroup has used.
+func (p *pod) hostCPU() time.Duration {
+	p.Helper()
+	for _, d := range p.hostGroup() {
+		if data, err := os.ReadFile(filepath.Join(d.Path, "cpuacct.usage")); err == nil {
+			n, err := strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
+			p.ok(err)
+			return time.Duration(n)
+		}
+		if data, err := os.ReadFile(filepath.Join(d.Path, "cpu.stat")); err == nil && d.V2 {
+			n, err := strconv.ParseInt(strings.Fields(string(data))[1], 10, 64) // "usage_usec <n>" is the first line
+			p.ok(err)
+			return time.Duration(n) * time.Microsecond
+		}
+	}
+	p.Fatal("no cgroup counts CPU time: the tests need one")
+	return 0
+}
+
+// hostWindow is over how long the machine's use of CPU time is looked at.
+const hostWindow = 2 * time.Second
+
+// testHostQuota: the whole machine of a pod with a quota, its VMM included, takes no
+// more of the host than that and the overhead's, whatever runs inside.
+func testHostQuota(p *pod) {
+	const podQuota, overhead, period = 20_000, 40_000, 100_000 // µs
+	p.start(p.script("while :; do :; done & while :; do :; done"))
+	limit := func(quota, overhead int64) {
+		p.Helper()
+		must(p.runtime.UpdatePodSandboxResources(p.ctx(), &runtimeapi.UpdatePodSandboxResourcesRequest{
+			PodSandboxId: p.id, Resources: limitsOf(quota, 64*mib), Overhead: limitsOf(overhead, own),
+		}))(p)
+	}
+	limit(podQuota, overhead)
+	began, first := time.Now(), p.hostCPU() // the clock is read around the counter: the window is never too short
+	time.Sleep(hostWindow)
+	used := p.hostCPU() - first
+	window := time.Since(began)
+	// What CPUs were given in the period before and have left (sched_cfs_bandwidth_slice_us) comes on top.
+	most := window*(podQuota+overhead)/period*11/10 + 2*(podQuota+overhead)*time.Microsecond
+	if used > most || used == 0 {
+		p.Errorf("the machine used %v in %v; want at most %v", used, window, most)
+	}
+	p.Logf("%.1f %% of a CPU in use, the limit is %d %%", 100*used.Seconds()/window.Seconds(), (podQuota+overhead)*100/period)
+	limit(-1, 100_000)
 }
 
 // own is how many bytes the machine may have beside its containers.
@@ -63,6 +117,7 @@ func TestResources(t *testing.T) {
 		c.Linux.Resources, c.Linux.Overhead = limitsOf(0, 64*mib), limitsOf(100_000, own)
 	})
 	t.Run("Resize", func(t *testing.T) { testResize(p.in(t)) })
+	t.Run("HostQuota", func(t *testing.T) { testHostQuota(p.in(t)) })
 	t.Run("Figures", func(t *testing.T) { testFigures(p.in(t)) })
 }
 
