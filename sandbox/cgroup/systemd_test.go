@@ -431,6 +431,15 @@ func TestSystemdAbsent(t *testing.T) {
 	}
 }
 
+func TestUnion(t *testing.T) {
+	t.Parallel()
+	for _, c := range [][3]string{{"0", "1", "0,1"}, {"1", "0,1", "0,1"}, {"0-2", "9", "0,1,2,9"}, {"x", "1", "x,1"}} {
+		if got := union(c[0], c[1]); got != c[2] {
+			t.Errorf("%s and %s are %s; want %s", c[0], c[1], got, c[2])
+		}
+	}
+}
+
 func TestParseList(t *testing.T) {
 	t.Parallel()
 	for list, want := range map[string][]byte{"0": {1}, "0-3": {15}, "7": {128}, "1,8-9": {2, 3}, " 0 , 2": {5}} {

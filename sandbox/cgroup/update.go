@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -93,9 +94,24 @@ func (l Limits) atLeast(o Limits) Limits {
 	case l.CPUs == "" || o.CPUs == "":
 		l.CPUs = ""
 	case l.CPUs != o.CPUs:
-		l.CPUs += "," + o.CPUs
+		l.CPUs = union(l.CPUs, o.CPUs)
 	}
 	return l
+}
+
+// union is a list of the CPUs of two, each once, so that growing again is no change.
+func union(a, b string) string {
+	set, err := parseList(a + "," + b)
+	if err != nil {
+		return a + "," + b // the kernel says what is wrong with it
+	}
+	var out []string
+	for i := range 8 * len(set) {
+		if set[i/8]&(1<<(i%8)) != 0 {
+			out = append(out, strconv.Itoa(i))
+		}
+	}
+	return strings.Join(out, ",")
 }
 
 // changes are the settings by which the limits was become l in a directory; one that
