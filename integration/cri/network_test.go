@@ -83,6 +83,9 @@ func testPodNetwork(b *box) {
 // TestHostNetworkIsRefused: a machine cannot use the host's network.
 func TestHostNetworkIsRefused(t *testing.T) {
 	each(t, func(b *box) {
+		if b.mode.version == "2.2" && b.mode.handler == lab.HandlerSandbox {
+			return // that containerd ends by itself before it asks the shim: docs/cri.md
+		}
 		config := b.podConfig()
 		config.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
 		_, err := b.runtime.RunPodSandbox(b.ctx(), config, b.mode.handler)
