@@ -45,7 +45,7 @@ func (e *Env) coldStart(runtime string) Probe {
 	}
 	return Probe{Rows: rows, Take: func(ctx context.Context, add Add) error {
 		id := e.id()
-		took, err := e.ctr(ctx, e.c.RunArgs(e.o.plugin(runtime), id, []string{"--rm"}, "true")...)
+		took, err := e.ctr(ctx, e.c.RunArgs(e.o.plugin(runtime), id, e.o.runFlags(runtime, "--rm"), "true")...)
 		if err != nil {
 			return err
 		}
@@ -137,7 +137,7 @@ func (e *Env) pod(runtime string) Probe {
 // in any case; the time of the task's removal is a sample of the row remove.
 func (e *Env) withContainer(ctx context.Context, runtime string, remove Row, add Add, f func(id string) error) error {
 	id := e.id()
-	if _, err := e.ctr(ctx, e.c.RunArgs(e.o.plugin(runtime), id, []string{"--detach"}, "sleep", "1000000")...); err != nil {
+	if _, err := e.ctr(ctx, e.c.RunArgs(e.o.plugin(runtime), id, e.o.runFlags(runtime, "--detach"), "sleep", "1000000")...); err != nil {
 		return err
 	}
 	err := f(id)

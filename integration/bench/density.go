@@ -62,7 +62,7 @@ func (e *Env) addMany(ctx context.Context, runtime string, there []string, n int
 		ids[i] = e.id()
 	}
 	started, err := all(n, func(i int) (bool, error) {
-		_, err := e.ctrWithin(ctx, crowdTimeout, e.c.RunArgs(e.o.plugin(runtime), ids[i], []string{"--detach"}, "sleep", "1000000")...)
+		_, err := e.ctrWithin(ctx, crowdTimeout, e.c.RunArgs(e.o.plugin(runtime), ids[i], e.o.runFlags(runtime, "--detach"), "sleep", "1000000")...)
 		return err == nil, err
 	})
 	if err == nil {

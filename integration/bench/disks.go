@@ -137,7 +137,7 @@ func (e *Env) importImage(ctx context.Context, img lab.Image, to ...*Env) error 
 
 // runImage runs a container of an image to its end and returns its output.
 func (e *Env) runImage(ctx context.Context, runtime, image string, flags []string, args ...string) (out string, took time.Duration, err error) {
-	all := append([]string{"run", "--rm", "--snapshotter", e.c.Snapshotter(), "--fifo-dir", e.c.FIFODir(), "--runtime", e.o.plugin(runtime)}, flags...)
+	all := append([]string{"run", "--rm", "--snapshotter", e.c.Snapshotter(), "--fifo-dir", e.c.FIFODir(), "--runtime", e.o.plugin(runtime)}, e.o.runFlags(runtime, flags...)...)
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	began := time.Now()

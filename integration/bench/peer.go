@@ -4,6 +4,7 @@ package bench
 
 import (
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,21 +17,30 @@ type Peer struct {
 	// Runtime is what containerd calls it, such as "io.containerd.runsc.v1"; its shim
 	// is in the PATH.
 	Runtime string
+	// Binary is the program that io.containerd.runc.v2 runs in place of runc, or empty.
+	Binary string
 }
+
+// runcPlugin is containerd's runtime for runc and for programs like it.
+const runcPlugin = "io.containerd.runc.v2"
 
 // peerName is what a name may be: it becomes part of a TOML key.
 var peerName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,31}$`)
 
-// ParsePeer reads NAME=RUNTIME.
+// ParsePeer reads NAME=RUNTIME or NAME=BINARY, the absolute path of a program that
+// takes runc's commands.
 func ParsePeer(s string) (Peer, error) {
 	name, runtime, _ := strings.Cut(s, "=")
 	switch {
 	case !peerName.MatchString(name) || runtime == "" || strings.ContainsAny(runtime, "\"\\\n"):
-		return Peer{}, fmt.Errorf("bench: peer %q: want NAME=RUNTIME such as gvisor=io.containerd.runsc.v1, the name of a-z, 0-9 and -", s)
+		return Peer{}, fmt.Errorf("bench: peer %q: want NAME=RUNTIME such as gvisor=io.containerd.runsc.v1, or the path of a program like runc; the name of a-z, 0-9 and -", s)
 	case slices.Contains([]string{Bare, Kata, Runc}, name):
 		return Peer{}, fmt.Errorf("bench: peer %q: %s is measured already; want another name", s, name)
 	}
-	return Peer{name, runtime}, nil
+	if filepath.IsAbs(runtime) {
+		return Peer{Name: name, Runtime: runcPlugin, Binary: runtime}, nil
+	}
+	return Peer{Name: name, Runtime: runtime}, nil
 }
 
 // runtimes are those of containers, Kata first.
@@ -48,10 +58,26 @@ func (o Options) plugin(runtime string) string {
 	case Kata:
 		return "io.containerd.kata.v2"
 	case Runc:
-		return "io.containerd.runc.v2"
+		return runcPlugin
 	}
-	i := slices.IndexFunc(o.Peers, func(p Peer) bool { return p.Name == runtime })
-	return o.Peers[i].Runtime
+	return o.peer(runtime).Runtime
+}
+
+// peer is the one of a name, and empty when that is none's.
+func (o Options) peer(name string) Peer {
+	i := slices.IndexFunc(o.Peers, func(p Peer) bool { return p.Name == name })
+	if i < 0 {
+		return Peer{}
+	}
+	return o.Peers[i]
+}
+
+// runFlags are those of `ctr run` for a runtime, with some more.
+func (o Options) runFlags(runtime string, more ...string) []string {
+	if b := o.peer(runtime).Binary; b != "" {
+		return append([]string{"--runc-binary", b}, more...)
+	}
+	return more
 }
 
 // peerHandler is the CRI's name for a peer.
@@ -66,6 +92,9 @@ func peerHandlers(o Options) string {
 	var b strings.Builder
 	for _, p := range o.Peers {
 		fmt.Fprintf(&b, "[plugins.%q.containerd.runtimes.%s]\nruntime_type = %q\n", cri, peerHandler(p.Name), p.Runtime)
+		if p.Binary != "" {
+			fmt.Fprintf(&b, "[plugins.%q.containerd.runtimes.%s.options]\nBinaryName = %q\n", cri, peerHandler(p.Name), p.Binary)
+		}
 	}
 	return b.String()
 }

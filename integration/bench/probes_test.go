@@ -11,7 +11,7 @@ import (
 // TestProbesAreKnown: every row has one unit and one probe, and the figures to
 // reach, the ratios and the rows made of others speak of rows that there are.
 func TestProbesAreKnown(t *testing.T) {
-	e := &Env{o: Options{N: MinSamples, Version: "2.4", Peers: []Peer{{"gvisor", "io.containerd.runsc.v1"}}}, phases: []string{"t_boot"}}
+	e := &Env{o: Options{N: MinSamples, Version: "2.4", Peers: []Peer{{Name: "gvisor", Runtime: "io.containerd.runsc.v1"}}}, phases: []string{"t_boot"}}
 	seen, names, units := map[Row]bool{}, []string{shimSizeRow, guestRootSizeRow}, map[string]Unit{}
 	for _, p := range e.Probes() {
 		for _, r := range p.Rows {

@@ -134,7 +134,7 @@ func TestBudget(t *testing.T) {
 
 func TestPeers(t *testing.T) {
 	p, err := ParsePeer("gvisor=io.containerd.runsc.v1")
-	if err != nil || p != (Peer{"gvisor", "io.containerd.runsc.v1"}) {
+	if err != nil || p != (Peer{Name: "gvisor", Runtime: "io.containerd.runsc.v1"}) {
 		t.Errorf("%+v, %v", p, err)
 	}
 	o := Options{Version: "2.4", Peers: []Peer{p}}
@@ -144,6 +144,19 @@ func TestPeers(t *testing.T) {
 	want := "[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.peer-gvisor]\nruntime_type = \"io.containerd.runsc.v1\"\n"
 	if got := peerHandlers(o); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if p, err = ParsePeer("gvisor=/opt/runsc"); err != nil || p != (Peer{"gvisor", runcPlugin, "/opt/runsc"}) {
+		t.Errorf("%+v, %v", p, err)
+	}
+	o.Peers = []Peer{p}
+	if got := o.runFlags("gvisor", "--rm"); !slices.Equal(got, []string{"--runc-binary", "/opt/runsc", "--rm"}) {
+		t.Errorf("flags %q", got)
+	}
+	if got := o.runFlags(Runc, "--rm"); !slices.Equal(got, []string{"--rm"}) {
+		t.Errorf("flags %q of runc", got)
+	}
+	if got := peerHandlers(o); !strings.HasSuffix(got, ".peer-gvisor.options]\nBinaryName = \"/opt/runsc\"\n") {
+		t.Errorf("got\n%s", got)
 	}
 	for _, bad := range []string{"", "x", "x=", "=y", "X=y", "runc=io.containerd.runc.v2", `x=a"b`} {
 		if _, err := ParsePeer(bad); err == nil {

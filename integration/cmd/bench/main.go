@@ -39,7 +39,7 @@ func main() {
 	flag.StringVar(&o.Snapshotter, "snapshotter", "overlayfs", "containerd snapshotter")
 	flag.IntVar(&o.N, "n", bench.MinSamples, "samples of each row; below 7 no ratio is given")
 	flag.StringVar(&o.only, "only", "", "names of rows to measure, separated by commas; all when empty")
-	flag.Func("peer", "another runtime to measure, NAME=RUNTIME such as gvisor=io.containerd.runsc.v1; may be repeated", func(s string) error {
+	flag.Func("peer", "another runtime to measure, NAME=RUNTIME such as gvisor=io.containerd.runsc.v1, or NAME=BINARY, the path of a program like runc; may be repeated", func(s string) error {
 		p, err := bench.ParsePeer(s)
 		o.Peers = append(o.Peers, p)
 		return err
