@@ -139,7 +139,6 @@ bench: ## measure on the small kernel (KERNEL=debian); the result goes to _build
 	$(call step,bench)
 	@go run ./integration/cmd/bench -bin $(BENCH_BUILD)/bin -images $(BENCH_BUILD)/images \
 		-modules $(KATA_CACHE)/kernel/$(if $(filter small,$(BENCH_KERNEL)),small,current)/modules \
-		-peer gvisor=$$(scripts/runsc.sh) \
 		-json $(CURDIR)/_build/bench.json -svg $(CURDIR)/_build/bench.svg $(BENCH_FLAGS)
 
 .PHONY: bench-compare
