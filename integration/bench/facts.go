@@ -93,10 +93,14 @@ func digests(paths ...string) (string, error) {
 	return strings.Join(out, ", "), nil
 }
 
-// shellLine writes a command as one types it.
+// shellLine writes a command as one types it, files by their names alone: where
+// they lie is of this machine.
 func shellLine(args []string) string {
 	quoted := make([]string, len(args))
 	for i, a := range args {
+		if filepath.IsAbs(a) {
+			a = filepath.Base(a)
+		}
 		if strings.ContainsAny(a, " '\"$`\\*?;&|<>()") || a == "" {
 			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
 		}
