@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -99,7 +100,7 @@ func (r *restore) disks(d *containerDisks) error {
 // into makes a machine go on with the checkpoint.
 func (r *restore) into(m *machine, vc *hypervisor.Config, key template.Key) (err error) {
 	if d := r.c.Machine.Differs(key); len(d) > 0 {
-		return fmt.Errorf("checkpoint of another machine: %s: %w", joined(d), errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("checkpoint of another machine: %s: %w", strings.Join(d, "; "), errdefs.ErrFailedPrecondition)
 	}
 	if vc.Restore, err = r.c.OpenState(); err != nil {
 		return fmt.Errorf("checkpoint: %w", err)

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -82,7 +81,8 @@ func (s *Sandbox) makeSavable(ctx context.Context, m *machine, vc *hypervisor.Co
 // Checkpoint saves the pod in a directory that is new or empty: the machine with
 // everything that runs in it, and what was written to its disks. The pod goes on
 // afterwards, or ends. Whatever fails, the pod goes on and nothing is left in the
-// directory. A pod that cannot be saved is FailedPrecondition.
+// directory. It is bounded by checkpoint.Timeout. A pod that cannot be saved is
+// FailedPrecondition.
 func (s *Sandbox) Checkpoint(ctx context.Context, dir string, end bool) (err error) {
 	m, err := s.running()
 	if err != nil {
@@ -96,6 +96,9 @@ func (s *Sandbox) Checkpoint(ctx context.Context, dir string, end bool) (err err
 	if err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
+	// Not every caller has a deadline of its own, and the pod stands still.
+	ctx, cancel := context.WithTimeout(ctx, checkpoint.Timeout)
+	defer cancel()
 	w, err := checkpoint.Create(dir)
 	if err != nil {
 		return err
@@ -338,6 +341,3 @@ func sameWire[M proto.Message](saved []json.RawMessage, now []M) bool {
 	}
 	return true
 }
-
-// joined is a list of reasons as one.
-func joined(reasons []string) string { return strings.Join(reasons, "; ") }

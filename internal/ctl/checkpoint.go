@@ -9,17 +9,12 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/kata-v2/kata/protocols/agentpb"
 	"github.com/kata-v2/kata/sandbox/checkpoint"
-	"github.com/kata-v2/kata/sandbox/ledger"
 )
-
-// checkpointTimeout bounds the saving of a pod: its memory and disks are written.
-const checkpointTimeout = 10 * time.Minute
 
 func newCheckpoint(o *options) *cobra.Command {
 	end := false
@@ -37,33 +32,7 @@ func (o *options) checkpoint(ctx context.Context, pod, dir string, end bool) err
 	if dir, err = filepath.Abs(dir); err != nil {
 		return err
 	}
-	return callShimFor(ctx, checkpointTimeout, socket, checkpoint.Service, checkpoint.MethodSave, &agentpb.SaveRequest{Path: dir, End: end}, &emptypb.Empty{})
-}
-
-// podShim is the socket of the shim of a running pod, named by its id, or by its
-// key where several have that id.
-func (o *options) podShim(pod string) (string, error) {
-	root, err := o.stateRoot()
-	if err != nil {
-		return "", err
-	}
-	list, err := ledger.List(root)
-	if err != nil {
-		return "", err
-	}
-	var found []string
-	for _, i := range list {
-		if i.Alive && (i.Meta.Sandbox == pod || i.Key == pod) {
-			found = append(found, filepath.Join(root, i.Key, "shim.sock"))
-		}
-	}
-	switch len(found) {
-	case 0:
-		return "", fmt.Errorf("no running pod %s: %w", pod, errdefs.ErrNotFound)
-	case 1:
-		return found[0], nil
-	}
-	return "", fmt.Errorf("%d running pods have the id %s: name one by its key (kata-ctl ps --json): %w", len(found), pod, errdefs.ErrInvalidArgument)
+	return callShimFor(ctx, checkpoint.Timeout, socket, checkpoint.Service, checkpoint.MethodSave, &agentpb.SaveRequest{Path: dir, End: end}, &emptypb.Empty{})
 }
 
 func newRestore(o *options) *cobra.Command {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/kata-v2/kata/internal/directvolume"
 	"github.com/kata-v2/kata/protocols/agentpb"
+	"github.com/kata-v2/kata/sandbox/ledger"
 )
 
 // VolumeStats is what "kata-ctl direct-volume stats" prints, always as JSON: the
@@ -100,9 +101,12 @@ func (o *options) volumeShim(volume string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	socket, err := o.shimOf(func(sandbox string) bool { return slices.Contains(users, sandbox) })
-	if socket == "" && err == nil {
-		err = fmt.Errorf("no running pod has the volume %s: %w", volume, errdefs.ErrFailedPrecondition)
+	sockets, err := o.shimsOf(func(i ledger.Info) bool { return slices.Contains(users, i.Meta.Sandbox) })
+	if err != nil {
+		return "", err
 	}
-	return socket, err
+	if len(sockets) == 0 {
+		return "", fmt.Errorf("no running pod has the volume %s: %w", volume, errdefs.ErrFailedPrecondition)
+	}
+	return sockets[0], nil
 }

@@ -85,12 +85,9 @@ func readRules(path string, stdin io.Reader) ([]byte, error) {
 
 // askPod makes a call of the service protocols.PodService on the pod's shim.
 func (o *options) askPod(ctx context.Context, pod, method string, req, resp any) error {
-	socket, err := o.shimOf(func(sandbox string) bool { return sandbox == pod })
+	socket, err := o.podShim(pod)
 	if err != nil {
 		return err
-	}
-	if socket == "" {
-		return fmt.Errorf("no pod %q runs: %w", pod, errdefs.ErrNotFound)
 	}
 	return callShim(ctx, socket, protocols.PodService, method, req, resp)
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/containerd/ttrpc"
+
 	"github.com/kata-v2/kata/protocols/agentpb"
 )
 

@@ -17,9 +17,14 @@
 // nobody else, or they are refused.
 package checkpoint
 
+import "time"
+
 // Service is the shim's ttrpc service for kata-ctl, and MethodSave its call:
 // agentpb.SaveRequest, answered by an empty message.
 const (
 	Service    = "kata.shim.Checkpoint"
 	MethodSave = "Save"
 )
+
+// Timeout bounds the saving of a pod, whose memory and disks are written.
+const Timeout = 10 * time.Minute
