@@ -30,7 +30,7 @@ func (s *suite) clones() {
 	_, err := unix.FcntlInt(memory.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
 	s.must(err)
 	before := s.digest(memory)
-	a, b := s.clone("clone1", memory, state, true), s.clone("clone2", memory, state, true)
+	a, b := s.clone("clone1", memory, state, true, "late"), s.clone("clone2", memory, state, true, "late")
 	for i, vm := range []hypervisor.VM{a, b} {
 		s.streams(vm, uint32(i+1))
 	}
@@ -47,7 +47,7 @@ func (s *suite) clones() {
 	defer own.Close()
 	_, err = io.Copy(own, io.NewSectionReader(memory, 0, int64(s.Machine.MemoryBytes)))
 	s.must(err)
-	c := s.clone("clone3", own, state, false)
+	c := s.clone("clone3", own, state, false, "late", "later") // more than there are ports
 	s.streams(c, 3)
 	s.stop(c)
 	u := s.cloneConfig("unsealed", own, state, true)
@@ -76,7 +76,7 @@ func (s *suite) saved(memory, state *os.File) {
 
 func (s *suite) serialConfig(id string) hypervisor.Config {
 	c := s.config(id)
-	c.Vsock, c.ReadyParam = hypervisor.VsockSerial, ""
+	c.Vsock, c.ReadyParam, c.HotplugPorts = hypervisor.VsockSerial, "", 1
 	c.KernelParams = append(c.KernelParams[:len(c.KernelParams):len(c.KernelParams)], guestsvc.SerialParam)
 	return c
 }
@@ -90,12 +90,14 @@ func (s *suite) cloneConfig(id string, memory, state *os.File, private bool) hyp
 	return c
 }
 
-// clone restores a machine, which answers when Start returns, and has a device
+// clone restores a machine, which answers when Start returns, and has devices
 // that the saved one did not have.
-func (s *suite) clone(id string, memory, state *os.File, private bool) hypervisor.VM {
+func (s *suite) clone(id string, memory, state *os.File, private bool, nics ...string) hypervisor.VM {
 	s.Helper()
 	c := s.cloneConfig(id, memory, state, private)
-	c.NICs = []hypervisor.NIC{s.nic("late", 1)}
+	for _, id := range nics {
+		c.NICs = append(c.NICs, s.nic(id, 1))
+	}
 	vm := s.start(c)
 	s.ready(vm)
 	return vm

@@ -127,7 +127,11 @@ func arguments(c hypervisor.Config, l layout) []string {
 	}
 	a = append(a, memoryArguments(c, l)...)
 	for i, n := range c.NICs {
-		a = append(a, nicArguments(n, l, i)...)
+		args := nicArguments(n, l, i)
+		if plugsNICs(c) {
+			args = args[:2] // without the device
+		}
+		a = append(a, args...)
 	}
 	a = append(a, portArguments(ports(c)+sharePorts(c))...)
 	for i, d := range c.Disks {

@@ -51,18 +51,20 @@ func TestArguments(t *testing.T) {
 	small.NICs = []hypervisor.NIC{{ID: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}}
 	withShares := fixed
 	withShares.ShareFDs = []int{3, 4}
-	// A clone: disks and shares are plugged later.
+	// A clone: NICs that have a port are plugged later, as disks and shares are.
 	clone, restored := sized, fixed
 	clone.ReadyParam, clone.Restore, clone.MemoryPrivate, clone.Vsock = "", os.Stdin, true, hypervisor.VsockSerial
 	clone.HotplugPorts, clone.Disks, clone.NICs = 2, disks.Disks[1:], []hypervisor.NIC{{ID: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}}
 	restored.Vsock, restored.ReadyPort, restored.MemoryFD = hypervisor.VsockSerial, 0, 14
 	restored.Disks, restored.NICs = withDisks.Disks[1:], []nicFDs{{taps: []int{10}}}
+	crowded := clone
+	crowded.HotplugPorts = 0
 	for name, c := range map[string]struct {
 		c hypervisor.Config
 		l layout
 	}{
-		"clone": {clone, restored},
-		"tcg":   {base, fixed}, "kvm-vhost": {base, kvm}, "shares": {shared, withShares}, "sizes": {sized, fixed}, "huge": {huge, fixed}, "prealloc": {prealloc, fixed}, "disks": {disks, withDisks},
+		"clone": {clone, restored}, "clone-crowded": {crowded, restored},
+		"tcg": {base, fixed}, "kvm-vhost": {base, kvm}, "shares": {shared, withShares}, "sizes": {sized, fixed}, "huge": {huge, fixed}, "prealloc": {prealloc, fixed}, "disks": {disks, withDisks},
 		"microvm": {small, micro}, "microvm-kvm": {base, microKVM},
 	} {
 		t.Run(name, func(t *testing.T) {

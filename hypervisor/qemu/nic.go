@@ -104,6 +104,26 @@ func checkNIC(n hypervisor.NIC) error {
 	return nil
 }
 
+// plugsNICs tells whether the machine's NICs are plugged into its root ports, after
+// those of its disks, before a restored guest goes on. A guest that is told of other
+// devices by plugs would be slowed by a scan of the bus beside them, which is how it finds what
+// lies on the root bus; that is for more NICs than there are ports.
+func plugsNICs(c hypervisor.Config) bool {
+	return c.Restore != nil && !c.Whole && len(c.NICs) <= c.HotplugPorts
+}
+
+// nicDevice is a NIC in a root port, as device_add takes it.
+func nicDevice(n hypervisor.NIC, port int) map[string]any {
+	device := map[string]any{
+		"driver": "virtio-net-pci", "id": n.ID, "netdev": netdevID(n.ID), "mac": n.MAC.String(), "bus": portID(port), "addr": "0",
+		"romfile": "", "disable-legacy": "on",
+	}
+	if q := len(n.Taps); q > 1 {
+		device["mq"], device["vectors"] = true, vectors(q)
+	}
+	return device
+}
+
 // nicArguments are a NIC's part of the command line.
 func nicArguments(n hypervisor.NIC, l layout, i int) []string {
 	fds := l.NICs[i]

@@ -28,8 +28,11 @@ type plugs struct {
 
 func newPlugs(c hypervisor.Config) *plugs {
 	p := &plugs{ports: make([]string, ports(c)), nics: map[string]bool{}, going: map[string]chan struct{}{}, files: map[string][]int{}, set: firstPluggedSet}
-	for _, n := range c.NICs {
+	for i, n := range c.NICs {
 		p.nics[n.ID] = true
+		if plugsNICs(c) {
+			p.ports[len(c.Disks)+i] = n.ID
+		}
 	}
 	for i, d := range c.Disks {
 		p.nics[d.ID], p.ports[i] = true, d.ID
@@ -174,14 +177,7 @@ func (vm *VM) plugNIC(ctx context.Context, n hypervisor.NIC, port int) (err erro
 	if err := vm.qmp.execute(ctx, "netdev_add", netdev, nil); err != nil {
 		return err
 	}
-	device := map[string]any{
-		"driver": "virtio-net-pci", "id": n.ID, "netdev": netdevID(n.ID), "mac": n.MAC.String(), "bus": portID(port), "addr": "0",
-		"romfile": "", "disable-legacy": "on",
-	}
-	if q := len(n.Taps); q > 1 {
-		device["mq"], device["vectors"] = true, vectors(q)
-	}
-	if err := vm.qmp.execute(ctx, "device_add", device, nil); err != nil {
+	if err := vm.qmp.execute(ctx, "device_add", nicDevice(n, port), nil); err != nil {
 		return errors.Join(err, vm.qmp.execute(undo, "netdev_del", map[string]any{"id": netdevID(n.ID)}, nil))
 	}
 	return nil

@@ -279,8 +279,11 @@ func (s *start) qmp(ctx context.Context) error {
 	}
 	for i := range s.c.NICs {
 		place := fmt.Sprintf("%02x", firstNICSlot+i)
-		if s.l.Machine == MicroVM {
+		switch {
+		case s.l.Machine == MicroVM:
 			place = "" // the guest finds it by its hardware address
+		case plugsNICs(s.c):
+			place = portPlace(len(s.c.Disks) + i)
 		}
 		s.vm.info.NICs = append(s.vm.info.NICs, place)
 	}

@@ -200,6 +200,14 @@ func (s *start) plugRest(ctx context.Context) error {
 			return fmt.Errorf("disk %s: %w", d.ID, err)
 		}
 	}
+	for i, n := range s.c.NICs {
+		if !plugsNICs(s.c) {
+			break
+		}
+		if err := s.vm.qmp.execute(ctx, "device_add", nicDevice(n, len(s.c.Disks)+i), nil); err != nil {
+			return fmt.Errorf("NIC %s: %w", n.ID, err)
+		}
+	}
 	for i, sh := range s.c.Shares {
 		err := s.vm.qmp.execute(ctx, "device_add", shareDevice(sh, fmt.Sprintf("fs%d", i), ports(s.c)+i), nil)
 		if err != nil {

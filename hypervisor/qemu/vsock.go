@@ -64,9 +64,9 @@ func openUserVsock(dir string, log *slog.Logger) (*vsockDevice, error) {
 func openSerial(c hypervisor.Config, log *slog.Logger) (*vsockDevice, error) {
 	d, err := vsock.NewSerial(vsock.SerialConfig{
 		Restored: c.Restore != nil, Same: c.Whole, HybridPath: filepath.Join(c.Dir, hybridSocket), Logger: log,
-		// A scan finds what lies on the root bus. Disks and shares are plugged, which
-		// the guest is told, and waited for.
-		Scan: !c.Whole && len(c.NICs) > 0,
+		// A scan finds what lies on the root bus. What is plugged the guest is told,
+		// and whoever uses it waits for it.
+		Scan: !c.Whole && len(c.NICs) > 0 && !plugsNICs(c),
 	})
 	if err != nil {
 		return nil, err

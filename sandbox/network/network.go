@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -164,7 +165,8 @@ func (n *Network) Configure(ctx context.Context, places []string, agent Agent) e
 	for i, e := range n.plan.Endpoints {
 		// The hardware address tells devices apart, except those that share one, as ipvlan's do.
 		same := func(o Endpoint) bool { return o.Guest.HwAddr == e.Guest.HwAddr && o.Guest.Name != e.Guest.Name }
-		if i < len(places) && slices.ContainsFunc(n.plan.Endpoints, same) {
+		// One that is being plugged in, which is below another slot, is waited for by its place.
+		if i < len(places) && (slices.ContainsFunc(n.plan.Endpoints, same) || strings.Contains(places[i], "/")) {
 			e.Guest.DevicePath = places[i]
 		}
 		if err := configureInterface(ctx, e.Guest, agent); err != nil {
