@@ -76,7 +76,7 @@ func (s *suite) saved(memory, state *os.File) {
 
 func (s *suite) serialConfig(id string) hypervisor.Config {
 	c := s.config(id)
-	c.Vsock, c.ReadyParam, c.HotplugPorts = hypervisor.VsockSerial, "", 1
+	c.Vsock, c.ReadyParam, c.HotplugPorts = hypervisor.VsockSerial, "", 2
 	c.KernelParams = append(c.KernelParams[:len(c.KernelParams):len(c.KernelParams)], guestsvc.SerialParam)
 	return c
 }

@@ -107,9 +107,10 @@ func checkNIC(n hypervisor.NIC) error {
 // plugsNICs tells whether the machine's NICs are plugged into its root ports, after
 // those of its disks, before a restored guest goes on. A guest that is told of other
 // devices by plugs would be slowed by a scan of the bus beside them, which is how it finds what
-// lies on the root bus; that is for more NICs than there are ports.
+// lies on the root bus; that is for more NICs than there are ports, of which one
+// stays free for what comes later.
 func plugsNICs(c hypervisor.Config) bool {
-	return c.Restore != nil && !c.Whole && len(c.NICs) <= c.HotplugPorts
+	return c.Restore != nil && !c.Whole && len(c.NICs) < c.HotplugPorts
 }
 
 // nicDevice is a NIC in a root port, as device_add takes it.

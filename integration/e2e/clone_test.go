@@ -137,9 +137,10 @@ const (
 
 // clone is what a pod of testManyClones is, and what it has said of itself.
 type clone struct {
-	id, mac, volume string
-	memory          int64 // limit in bytes
-	cpus            int   // limit
+	id, volume string
+	mac        string // of its devices, in one line
+	memory     int64  // limit in bytes
+	cpus       int    // limit
 
 	random, uuid, boot, gotMAC, address string
 	gotCPUs, gotMiB                     int
@@ -149,17 +150,23 @@ type clone struct {
 // workload does, and then the machine's size.
 const cloneReport = `{
 	head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n'; echo
-	cat /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id /sys/class/net/eth0/address
+	cat /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id
+	cat /sys/class/net/eth0/address /sys/class/net/net1/address 2>/dev/null | xargs | tr ' ' ,
 	ip addr show eth0 | awk '/inet / {print $2}'
 	nproc; awk '/MemTotal/ {print $2}' /proc/meminfo
 } >/report; [ ! -d /v ] || cp /report /v/; touch /done; `
 
 // newClone plans the i-th of them: with another size than the one before, every
-// other with a volume, which needs virtio-fs.
+// other with a volume, which needs virtio-fs, those between with a second network device.
 func newClone(b *box, i int) (*clone, []string) {
-	pod, _ := wired(b.T)
+	pod, outside := wired(b.T)
 	c := &clone{id: fmt.Sprintf("clone%d", i), memory: int64(32+48*(i%5)) * mib, cpus: i % 3 % 2}
-	c.mac = strings.TrimSpace(pod.Exec("cat", "/sys/class/net/eth0/address"))
+	devices := []string{"/sys/class/net/eth0/address"}
+	if i%2 == 0 {
+		pod.Veth("net1", outside, "host1")
+		devices = append(devices, "/sys/class/net/net1/address")
+	}
+	c.mac = strings.Join(strings.Fields(pod.Exec(append([]string{"cat"}, devices...)...)), ",")
 	flags := append(withNetNS(pod), "--detach", "--null-io", "--memory-limit", fmt.Sprint(c.memory))
 	if c.cpus > 0 {
 		flags = append(flags, "--cpus", fmt.Sprint(c.cpus))

@@ -145,16 +145,15 @@ func TestWatch(t *testing.T) {
 	}
 	g := newGuest(t)
 	g.nics[nics[0].ID] = nics[0]
-	for place, want := range map[string]string{"08/00": "08/00", "10": ""} { // one that is being plugged in is waited for
+	for _, c := range []struct{ place, want string }{{"08/00", "08/00"}, {"10", ""}} { // one that is being plugged in is waited for
 		n.plan.Endpoints[0].Guest.DevicePath = ""
-		if err := n.Configure(t.Context(), []string{place}, g); err != nil {
+		if err := n.Configure(t.Context(), []string{c.place}, g); err != nil {
 			t.Fatal(err)
 		}
-		if got := g.ifaces["eth0"].DevicePath; got != want {
-			t.Errorf("a device at %s is looked for at %q; want %q", place, got, want)
+		if got := g.ifaces["eth0"].DevicePath; got != c.want {
+			t.Errorf("a device at %s is looked for at %q; want %q", c.place, got, c.want)
 		}
 	}
-	n.plan.Endpoints[0].Guest.DevicePath = ""
 	stop := watch(t, n, g)
 	p.veth("net1", "10.1.0.2/24")
 	p.ip("route", "add", "192.0.2.0/24", "via", "10.1.0.1")
