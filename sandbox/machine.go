@@ -68,7 +68,7 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 	if err := s.joinCgroup(ctx, m, pod); err != nil {
 		return m, err
 	}
-	if err := s.connectNetwork(ctx, m, &vc, requiresNetwork(pod)); err != nil {
+	if err := s.connectNetwork(ctx, m, &vc, pod); err != nil {
 		return m, err
 	}
 	s.bootDisks(&vc, f)

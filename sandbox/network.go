@@ -12,22 +12,16 @@ import (
 	"github.com/kata-v2/kata/sandbox/network"
 )
 
-// containerTypeKey is set by containerd's CRI plugin on a container that it made
-// a network for.
+// containerTypeKey is set by containerd's CRI plugin on a container; on the first of a
+// pod, for which it has made a network, it is "sandbox".
 const containerTypeKey = "io.kubernetes.cri.container-type"
-
-// requiresNetwork tells whether somebody has set up a network for the pod before
-// its machine starts: a namespace without a device is a mistake then.
-func requiresNetwork(p PodConfig) bool {
-	return p.NetNSPath != "" && p.Annotations[containerTypeKey] == "sandbox"
-}
 
 // connectNetwork connects the devices of the pod's network namespace and adds
 // them to the machine's configuration.
-func (s *Sandbox) connectNetwork(ctx context.Context, m *machine, vc *hypervisor.Config, required bool) error {
+func (s *Sandbox) connectNetwork(ctx context.Context, m *machine, vc *hypervisor.Config, pod PodConfig) error {
 	n, err := network.Open(ctx, vc.Network.Path, network.Options{
 		Model: network.Model(s.o.Config.Runtime.InternetworkingModel), Queues: queues(&s.o.Config.QEMU, vc.CPUs),
-		NoVhost: s.o.Config.QEMU.DisableVhostNet, Required: required, Ledger: s.o.Ledger, Log: s.o.Log,
+		NoVhost: s.o.Config.QEMU.DisableVhostNet, Required: pod.Networked, Ledger: s.o.Ledger, Log: s.o.Log,
 		RxRate: uint64(s.o.Config.QEMU.RxRateLimiterMaxRate), TxRate: uint64(s.o.Config.QEMU.TxRateLimiterMaxRate),
 	})
 	if err != nil {

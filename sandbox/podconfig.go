@@ -22,6 +22,9 @@ import (
 type PodConfig struct {
 	// NetNSPath is the pod's network namespace; empty makes a new one.
 	NetNSPath string
+	// Networked says that the caller has made a network in NetNSPath: a namespace
+	// without a device is a mistake then.
+	Networked bool
 	// Hostname is the guest's; empty keeps the image's.
 	Hostname string
 	// DNS are lines of the guest's resolv.conf.
@@ -50,6 +53,7 @@ type PodConfig struct {
 func PodFromSpec(spec *specs.Spec) PodConfig {
 	p := PodConfig{
 		NetNSPath:   networkPath(spec),
+		Networked:   spec.Annotations[containerTypeKey] == "sandbox",
 		Hostname:    spec.Hostname,
 		SharePID:    sharesPIDNamespace(spec),
 		ShmBytes:    podShmSize(spec),

@@ -78,7 +78,7 @@ func guestSpec(spec *specs.Spec, root string, sources map[int]string, seccomp bo
 // privateNamespaces are the annotations with the one that says which of the pod's
 // namespaces the container has for itself: those listed without a path.
 func privateNamespaces(spec *specs.Spec) map[string]string {
-	if spec.Annotations["io.kubernetes.cri.container-type"] != "container" {
+	if spec.Annotations[containerTypeKey] != "container" {
 		return spec.Annotations // the guest gives it its own, or makes its own the pod's
 	}
 	var own []string

@@ -235,9 +235,14 @@ func TestPodConfig(t *testing.T) {
 			}},
 		},
 	}
-	p, err := podConfig(&sandboxpb.CreateSandboxRequest{NetnsPath: "/run/ns", Annotations: map[string]string{"b": "request"}}, c, "/files")
+	r := &sandboxpb.CreateSandboxRequest{NetnsPath: "/run/ns", Annotations: map[string]string{"b": "request"}}
+	if p, err := podConfig(r, c, "/files"); err != nil || p.Networked {
+		t.Errorf("not by the CRI: networked %t, %v", p.Networked, err)
+	}
+	r.Options = criOptions(t, c)
+	p, err := podConfig(r, c, "/files")
 	must(t, err)
-	if p.NetNSPath != "/run/ns" || p.Hostname != "web-0" || !p.SharePID || p.CgroupParent != "/kubepods/pod1" || p.ShmBytes != 64<<20 {
+	if !p.Networked || p.NetNSPath != "/run/ns" || p.Hostname != "web-0" || !p.SharePID || p.CgroupParent != "/kubepods/pod1" || p.ShmBytes != 64<<20 {
 		t.Errorf("%+v", p)
 	}
 	if p.Annotations["a"] != "pod" || p.Annotations["b"] != "request" {

@@ -72,6 +72,7 @@ func podConfig(r *sandboxpb.CreateSandboxRequest, c *cripb.PodSandboxConfig, fil
 	}
 	p := sandbox.PodConfig{
 		NetNSPath:    r.NetnsPath,
+		Networked:    r.GetOptions().GetTypeUrl() != "", // by the CRI, which makes the network first
 		Hostname:     c.GetHostname(),
 		SharePID:     ns != nil && ns.GetPid() == cripb.NamespaceMode_POD,
 		ShmBytes:     defaultShmBytes,

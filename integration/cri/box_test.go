@@ -63,7 +63,7 @@ func newBox(t *testing.T, m mode) *box {
 // nodesOwn is what the first pod of a node makes and the node keeps, the bridges
 // in the lab's own network, and containerd after a restart.
 func (b *box) nodesOwn(l leak.Leak) bool {
-	for _, bridge := range []string{"pods0 (bridge,", "lan0 (bridge,"} {
+	for _, bridge := range []string{"pods0 (bridge,", "lan0 (bridge,", "lan1 (bridge,", "lan2 (bridge,"} {
 		if strings.Contains(l.What, " "+bridge) || strings.HasPrefix(l.What, bridge) {
 			return true
 		}

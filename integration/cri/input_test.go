@@ -64,21 +64,26 @@ func testBadAnnotations(b *box) {
 // lanSubnet is that of the networks below.
 const lanSubnet = "10.88.78.0/24"
 
-// badNetworks are CNI networks whose pods cannot be, by the name of their handler's end.
-var badNetworks = map[string]string{
+// networks are CNI networks of which pods are made, or cannot be, by the end of their handlers' names.
+var networks = map[string]string{
 	"nothing": `{"type": "loopback"}`,
+	"empty":   `{"type": "empty"}`,
 	"mtu":     bridge(`"mtu": 65535, `),
-	"overlap": bridge("") + `, {"type": "second"}`,
+	"overlap": bridge("") + `, {"type": "overlap"}`,
+	"several": severalNetworks,
 }
 
 func bridge(more string) string {
 	return fmt.Sprintf(`{"type": "bridge", "bridge": "lan0", %s"ipam": {"type": "host-local", "dataDir": "@DATA@", "ranges": [[{"subnet": %q}]]}}`, more, lanSubnet)
 }
 
-// cniScripts are plugins of our own. second adds a device with an address of the
-// same network: two routes to it that only differ in the device. libcni writes
-// the keys of what a plugin reads in order, so prevResult comes before type.
-var cniScripts = map[string]string{"second": `#!/bin/sh
+// plugins are CNI plugins of our own. empty says that the pod has an address and
+// does nothing; overlap adds a device with an address of the same network: two
+// routes to it that only differ in the device. libcni writes the keys of what a
+// plugin reads in order, so prevResult comes before type.
+var plugins = map[string]string{"empty": `#!/bin/sh
+echo '{"cniVersion": "1.0.0", "supportedVersions": ["1.0.0"], "ips": [{"address": "` + strings.Replace(lanSubnet, ".0/", ".9/", 1) + `"}]}'
+`, "overlap": `#!/bin/sh
 case $CNI_COMMAND in
 ADD)
 	nsenter --net="$CNI_NETNS" ip link add net1 type veth peer name net2 || exit 1
@@ -88,20 +93,29 @@ ADD)
 	sed -n 's/.*"prevResult":\(.*\),"type":.*/\1/p' ;;
 VERSION) echo '{"cniVersion": "1.0.0", "supportedVersions": ["1.0.0"]}' ;;
 esac
-`}
+`, "more": morePlugin}
 
-// TestBadNetworks: a CNI result without an interface, an MTU that no tap takes,
-// routes that only their order tells apart.
-func TestBadNetworks(t *testing.T) {
-	b := newBox(t, sandboxMode)
+// TestBadNetworks: a CNI result without an interface, one whose interface is not
+// there, an MTU that no tap takes, routes that only their order tells apart.
+func TestBadNetworks(t *testing.T) { each(t, testBadNetworks, pauseMode) }
+
+func testBadNetworks(b *box) {
+	if b.mode.version < "2" {
+		return // whose labs have one network
+	}
 	keep := func(*runtimeapi.PodSandboxConfig) {}
-	b.refused(lab.HandlerSandbox+"-nothing", keep, "network")
-	for name, words := range map[string][]string{
-		"mtu":     {"eth0", "MTU 65535", "65521"},
-		"overlap": {"overlapping routes", lanSubnet, "eth0", "net1"},
+	b.refused(b.mode.handler+"-nothing", keep, "network")
+	for _, c := range []struct {
+		name  string
+		code  codes.Code
+		words []string
+	}{
+		{"empty", codes.FailedPrecondition, []string{"no network device", "netns"}},
+		{"mtu", codes.InvalidArgument, []string{"eth0", "MTU 65535", "65521"}},
+		{"overlap", codes.InvalidArgument, []string{"overlapping routes", lanSubnet, "eth0", "net1"}},
 	} {
-		if err := b.refused(lab.HandlerSandbox+"-"+name, keep, words...); status.Code(err) != codes.InvalidArgument {
-			b.Errorf("%s: code %v", name, status.Code(err))
+		if err := b.refused(b.mode.handler+"-"+c.name, keep, c.words...); status.Code(err) != c.code {
+			b.Errorf("%s: code %v; want %v", c.name, status.Code(err), c.code)
 		}
 	}
 }
@@ -142,6 +156,10 @@ func TestUnknownSandbox(t *testing.T) {
 			_, err := s.Platform(b.ctx(), &sandboxapi.PlatformRequest{SandboxID: nobody})
 			return err
 		},
+		"update": func() error {
+			_, err := s.UpdateSandbox(b.ctx(), &sandboxapi.UpdateSandboxRequest{SandboxID: nobody})
+			return err
+		},
 		"shutdown": func() error {
 			_, err := s.ShutdownSandbox(b.ctx(), &sandboxapi.ShutdownSandboxRequest{SandboxID: nobody})
 			return err
@@ -151,13 +169,17 @@ func TestUnknownSandbox(t *testing.T) {
 			b.Errorf("%s of another sandbox: %v", name, err)
 		}
 	}
+	_, err := s.CreateSandbox(b.ctx(), &sandboxapi.CreateSandboxRequest{SandboxID: nobody})
+	if err := errgrpc.ToNative(err); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), nobody) {
+		b.Errorf("create of another sandbox: %v", err)
+	}
 	c := p.sleeper()
 	bundle := b.TempDir() // containerd removes the container's own when that ends
 	b.ok(os.Mkdir(filepath.Join(bundle, "rootfs"), 0o755))
 	spec := must(os.ReadFile(filepath.Join(b.c.Bundle(c.id), "config.json")))(b)
 	b.ok(os.WriteFile(filepath.Join(bundle, "config.json"), spec, 0o600))
 	must(s.StopSandbox(b.ctx(), &sandboxapi.StopSandboxRequest{SandboxID: p.id}))(b)
-	_, err := p.taskClient().Create(b.ctx(), &task.CreateTaskRequest{ID: c.id + "-more", Bundle: bundle})
+	_, err = p.taskClient().Create(b.ctx(), &task.CreateTaskRequest{ID: c.id + "-more", Bundle: bundle})
 	if err := errgrpc.ToNative(err); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "stopped") {
 		b.Errorf("a container for a stopped sandbox: %v", err)
 	}

@@ -85,9 +85,9 @@ func startNode(version string) (*node, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	c, err := lab.Start(ctx, lab.Options{
-		Version: version, CRI: true, ShimDir: filepath.Join(build, "bin"), Networks: badNetworks, Plugins: cniScripts,
+		Version: version, CRI: true, ShimDir: filepath.Join(build, "bin"), Networks: networks, Plugins: plugins,
 		Kata: &lab.Kata{Images: filepath.Join(build, "images"), Set: map[string]string{
-			"hypervisor.qemu.enable_annotations": `["default_vcpus"]`,
+			"hypervisor.qemu.enable_annotations": `["default_vcpus", "internetworking_model", "rx_rate_limiter_max_rate", "tx_rate_limiter_max_rate"]`,
 		}},
 	})
 	if err != nil {

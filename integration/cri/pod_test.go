@@ -3,7 +3,6 @@
 package cri
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"testing"
@@ -24,21 +23,14 @@ func TestPodLife(t *testing.T) { each(t, testPodLife, pauseMode, oldMode) }
 func testPodLife(b *box) {
 	before := time.Now()
 	p := b.run()
-	resp := must(b.runtime.PodSandboxStatus(b.ctx(), p.id, true))(b)
-	s := resp.Status
+	s := must(b.runtime.PodSandboxStatus(b.ctx(), p.id, false))(b).Status
 	if s.State != runtimeapi.PodSandboxState_SANDBOX_READY || s.Metadata.Name != p.config.Metadata.Name || s.RuntimeHandler != b.mode.handler {
 		b.Errorf("status %v", s)
 	}
 	if at := time.Unix(0, s.CreatedAt); at.Before(before) || at.After(time.Now()) {
 		b.Errorf("created at %v; the pod was made between %v and now", at, before)
 	}
-	var info struct {
-		PID int `json:"pid"`
-	}
-	if err := json.Unmarshal([]byte(resp.Info["info"]), &info); err != nil || info.PID == 0 {
-		b.Errorf("info %v: %v", resp.Info, err)
-	}
-	if _, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", info.PID)); err != nil {
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", p.pid())); err != nil {
 		b.Errorf("the pod's process: %v", err)
 	}
 	p.sleeper()

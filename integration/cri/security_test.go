@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -117,18 +119,21 @@ func testSeccomp(p *pod) {
 // testBadSeccomp: a profile that is no profile is an error that says so, whoever
 // notices: containerd, which reads the file, or the shim, which gets what was in it.
 func testBadSeccomp(p *pod) {
-	for _, c := range []struct{ content, want string }{
-		{`{"defaultAction": "SCMP_ACT_`, "seccomp"},
-		{`{"defaultAction": "SCMP_ACT_PERHAPS"}`, "SCMP_ACT_PERHAPS"},
-		{`{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_ISH"}]}]}`, "SCMP_CMP_ISH"},
+	for _, c := range []struct {
+		content, want string
+		code          codes.Code
+	}{
+		{`{"defaultAction": "SCMP_ACT_`, "seccomp", codes.Unknown}, // containerd's
+		{`{"defaultAction": "SCMP_ACT_PERHAPS"}`, "SCMP_ACT_PERHAPS", codes.InvalidArgument},
+		{`{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_ISH"}]}]}`, "SCMP_CMP_ISH", codes.InvalidArgument},
 	} {
 		config := p.secure("true", func(s *runtimeapi.LinuxContainerSecurityContext) { s.Seccomp = p.profile(c.content) })
 		id, err := p.runtime.CreateContainer(p.ctx(), p.id, config, p.config)
-		if err == nil { // containerd 1.6 makes the task only now
+		if err == nil { // the task is made now
 			err = p.runtime.StartContainer(p.ctx(), id)
 		}
-		if err == nil || !strings.Contains(err.Error(), c.want) {
-			p.Errorf("%s: %v; want an error that names %s", c.content, err, c.want)
+		if err == nil || !strings.Contains(err.Error(), c.want) || status.Code(err) != c.code {
+			p.Errorf("%s: %v; want an error of the kind %v that names %s", c.content, err, c.code, c.want)
 		}
 	}
 }

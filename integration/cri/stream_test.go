@@ -242,7 +242,8 @@ func testPortForward(p *pod) {
 	}
 	testForwardBulk(p, s)
 	f := s.connect(98, 7999) // nobody listens
-	if err := f.errors.all(); !bytes.Contains(err, []byte("reset")) {
+	// containerd 1.7 resets the streams and says nothing.
+	if err := f.errors.all(); !bytes.Contains(err, []byte("reset")) && p.mode.version != "1.7" {
 		p.Errorf("a port without a server: %q; want a reset", err)
 	}
 	left := "for i in 1 2 3 4 5 6 7 8 9 10; do netstat -tn | grep ESTABLISHED >/tmp/left || break; sleep 0.3; done; cat /tmp/left"

@@ -15,8 +15,8 @@ var podGroup = group{
 	checks: []item{
 		{"runs in a machine of its own, with overhead", podMachine},
 		{"the machine is in the pod's cgroup", podCgroup},
-		{"init container, environment, working directory", podContainers},
-		{"address, hosts, resolver, shared loopback", podNetwork},
+		{"init container, sidecar, environment, working directory", podContainers},
+		{"address, hostname and subdomain, resolver, shared loopback", podNetwork},
 	},
 }
 
@@ -61,14 +61,17 @@ func podCgroup(k *check) {
 func podContainers(k *check) {
 	k.want("pod/pod", "{.status.initContainerStatuses[0].state.terminated.reason}", "Completed")
 	k.want("pod/pod", "{.status.containerStatuses[*].restartCount}", "0 0")
-	if got := k.sh("pod/main", "pwd; cat file; echo $GREETING; hostname"); got != "/scratch\nfrom-init\nhello world\npod" {
+	k.want("pod/pod", "{.status.initContainerStatuses[1].started}", "true")
+	k.want("pod/pod", "{.status.initContainerStatuses[1].restartCount}", "0")
+	// The sidecar had started before the container did, and goes on.
+	if got := k.sh("pod/main", "pwd; cat file before; echo $GREETING; hostname"); got != "/scratch\nfrom-init\nfrom-init\nhello world\nweb" {
 		k.Errorf("in the container: %q", got)
 	}
 }
 
 func podNetwork(k *check) {
 	ip := k.field("pod/pod", "{.status.podIP}")
-	if got := k.sh("pod/main", "cat /etc/hosts"); !strings.Contains(got, ip+"\tpod") {
+	if got := k.sh("pod/main", "cat /etc/hosts"); !strings.Contains(got, ip+"\tweb.team.default.svc.cluster.local\tweb") {
 		k.Errorf("/etc/hosts does not name %s: %q", ip, got)
 	}
 	if got := k.sh("pod/main", "cat /etc/resolv.conf"); !strings.Contains(got, "nameserver 192.0.2.53") {

@@ -172,11 +172,16 @@ func (c *Containerd) criConfig() string {
 	fmt.Fprintf(&b, "[%s.containerd]\ndefault_runtime_name = %q\n", cri, HandlerSandbox)
 	fmt.Fprintf(&b, "[%s.containerd.runtimes.%s]\nruntime_type = \"io.containerd.runc.v2\"\n", cri, HandlerRunc)
 	for handler, sandboxer := range map[string]string{HandlerSandbox: "shim", HandlerPause: "podsandbox"} {
-		fmt.Fprintf(&b, "[%s.containerd.runtimes.%s]\nruntime_type = \"io.containerd.kata.v2\"\nsandboxer = %q\ndisable_pause_image_pull = %t\n", cri, handler, sandboxer, sandboxer == "shim")
-		fmt.Fprintf(&b, "privileged_without_host_devices = true\npod_annotations = [\"io.katacontainers.*\"]\n")
-	}
-	for name := range c.opts.Networks {
-		fmt.Fprintf(&b, "[%s.containerd.runtimes.%s-%s]\nruntime_type = \"io.containerd.kata.v2\"\nsandboxer = \"shim\"\ndisable_pause_image_pull = true\ncni_conf_dir = %q\n", cri, HandlerSandbox, name, c.networkDir(name))
+		table := func(name string) {
+			fmt.Fprintf(&b, "[%s.containerd.runtimes.%s]\nruntime_type = \"io.containerd.kata.v2\"\nsandboxer = %q\ndisable_pause_image_pull = %t\n", cri, name, sandboxer, sandboxer == "shim")
+			fmt.Fprintf(&b, "pod_annotations = [\"io.katacontainers.*\"]\n")
+		}
+		table(handler)
+		fmt.Fprintf(&b, "privileged_without_host_devices = true\n")
+		for name := range c.opts.Networks {
+			table(handler + "-" + name)
+			fmt.Fprintf(&b, "cni_conf_dir = %q\n", c.networkDir(name))
+		}
 	}
 	return b.String()
 }

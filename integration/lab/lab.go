@@ -46,7 +46,8 @@ type Options struct {
 	// lab's own. Ctr works in the CRI's namespace then.
 	CRI bool
 	// Networks are more networks for pods, with CRI on containerd 2: name → the plugins of a
-	// CNI network list, as JSON. Pods of the handler HandlerSandbox-name are in it.
+	// CNI network list, as JSON. Pods of the handlers HandlerSandbox-name and HandlerPause-name
+	// are in it; these handlers do without privileged_without_host_devices.
 	// @DATA@ in the text is where host-local may keep addresses; plugins that are
 	// shell scripts come from Plugins, by name.
 	Networks, Plugins map[string]string

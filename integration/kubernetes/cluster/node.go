@@ -41,6 +41,7 @@ failCgroupV1: false
 failSwapOn: false
 oomScoreAdj: 0
 makeIPTablesUtilChains: false
+clusterDomain: cluster.local
 resolvConf: %[6]q
 podLogsDir: %[7]q
 volumePluginDir: %[8]q
