@@ -83,6 +83,7 @@ func TestStatedSum(t *testing.T) {
 	p := sized(t)
 	cc := p.container("pause", "sleep")
 	cc.Spec.Annotations = map[string]string{containerTypeKey: "sandbox", annotationPodMemory: "268435456", annotationPodQuota: "100000"}
+	cc.Spec.Linux.Namespaces = append(cc.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.IPCNamespace})
 	_, err := p.CreateContainer(bounded(t), cc)
 	must(t, err)
 	p.expect("pause", 2, 512*mib, 0)

@@ -128,6 +128,14 @@ func TestValidateSpec(t *testing.T) {
 		"missing network": {func(s *specs.Spec) {
 			s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: "/nonexistent"}}
 		}, "linux.namespaces[0].path"},
+		"host processes": {func(s *specs.Spec) {
+			s.Annotations = map[string]string{containerTypeKey: "sandbox"}
+			s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace}}
+		}, "no pid namespace"},
+		"host IPC": {func(s *specs.Spec) {
+			s.Annotations = map[string]string{containerTypeKey: "sandbox"}
+			s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.NetworkNamespace}, {Type: specs.PIDNamespace}}
+		}, "no ipc namespace"},
 		"user namespace": {func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
 		}, "(user): user namespaces are not supported"},

@@ -30,6 +30,9 @@ func validateSpec(spec *specs.Spec, pod string) error {
 	if err := validateNetwork(spec, pod); err != nil {
 		return err
 	}
+	if err := validatePause(spec); err != nil {
+		return err
+	}
 	if err := validateUsers(spec); err != nil {
 		return err
 	}
@@ -42,6 +45,26 @@ func validateSpec(spec *specs.Spec, pod string) error {
 				return refuse(fmt.Sprintf("mounts[%d].options (%s)", i, m.Destination), o+" (Bidirectional propagation) would carry mounts of the guest to the host",
 					"use rslave (HostToContainer) or rprivate")
 			}
+		}
+	}
+	return nil
+}
+
+// validatePause refuses a pod of the CRI that is to share the host's processes or IPC
+// objects, which the first container of it says by leaving the namespace out.
+func validatePause(spec *specs.Spec) error {
+	if spec.Annotations[containerTypeKey] != "sandbox" {
+		return nil
+	}
+	for _, ns := range []struct {
+		kind         specs.LinuxNamespaceType
+		why, instead string
+	}{
+		{specs.PIDNamespace, "the host's processes are not in the virtual machine", "do not ask for hostPID"},
+		{specs.IPCNamespace, "the host's IPC objects are not in the virtual machine", "do not ask for hostIPC"},
+	} {
+		if !slices.ContainsFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == ns.kind }) {
+			return refuse(fmt.Sprintf("linux.namespaces (no %s namespace)", ns.kind), ns.why, ns.instead)
 		}
 	}
 	return nil
