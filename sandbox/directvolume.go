@@ -12,17 +12,21 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/kata-v2/kata/hypervisor/qemu"
 	"github.com/kata-v2/kata/internal/directvolume"
 	"github.com/kata-v2/kata/protocols"
 	"github.com/kata-v2/kata/protocols/agentpb"
 	"github.com/kata-v2/kata/protocols/typespb"
+	"github.com/kata-v2/kata/sandbox/storage"
 )
 
-// directMount is a mount of a container whose source is a direct-assigned volume.
+// directMount is a mount of a container whose source is a direct-assigned volume,
+// or one that the host has mounted read-only.
 type directMount struct {
-	index  int
-	volume string // its path on the host
-	info   *directvolume.MountInfo
+	index   int
+	volume  string // its path on the host
+	info    *directvolume.MountInfo
+	mounted bool // on the host, and so not in the register
 }
 
 // planDirect finds the mount's volume in the host's register; its place in the
@@ -33,7 +37,41 @@ func (c *Container) planDirect(i int, m specs.Mount) (string, error) {
 	if info == nil || err != nil {
 		return "", err
 	}
-	c.direct = append(c.direct, directMount{i, volume, info})
+	c.direct = append(c.direct, directMount{index: i, volume: volume, info: info})
+	return guestVolume(volume), nil
+}
+
+// planMounted makes a disk of a volume that is a file system on a block device of
+// its own, read-only on the host as in the container; its place in the guest is
+// "" for any other, which is shared.
+func (c *Container) planMounted(share *storage.Share, i int, m specs.Mount) (string, error) {
+	q := &c.s.o.Config.QEMU
+	o := bindOptions(m)
+	if !o.ReadOnly || !o.Private || q.DisableBlockDeviceUse || q.MachineType == qemu.MicroVM {
+		return "", nil
+	}
+	d, reason, err := share.MountedDisk(m.Source, o.Recursive)
+	if err != nil {
+		return "", err
+	}
+	var device string
+	if d != nil {
+		if device, err = hostDevice(d.Major, d.Minor); err != nil {
+			reason = err.Error()
+		} else if c.s.disks.Attached()+len(c.direct) >= diskPorts/2 {
+			reason = "the machine has many disks already"
+		}
+	}
+	if reason != "" {
+		c.s.o.Log.Info("volume shared", "container", c.id, "destination", m.Destination, "reason", reason)
+	}
+	if d == nil || reason != "" {
+		return "", nil
+	}
+	volume := filepath.Clean(m.Source)
+	c.direct = append(c.direct, directMount{index: i, volume: volume, mounted: true,
+		info: &directvolume.MountInfo{VolumeType: directvolume.TypeBlock, Device: device, FSType: d.FSType, Options: d.Options}})
+	c.s.o.Log.Info("volume on a disk", "container", c.id, "destination", m.Destination, "device", device, "type", d.FSType)
 	return guestVolume(volume), nil
 }
 
@@ -50,14 +88,20 @@ func (c *Container) attachDirect(ctx context.Context, m *machine) ([]*agentpb.St
 	for _, d := range c.direct {
 		wrong := func(err error) error {
 			mount := c.spec.Mounts[d.index]
-			return fmt.Errorf("mounts[%d] (%s): direct-assigned volume %s: %w", d.index, mount.Destination, d.volume, err)
+			what := "direct-assigned volume"
+			if d.mounted {
+				what = "disk of volume"
+			}
+			return fmt.Errorf("mounts[%d] (%s): %s %s: %w", d.index, mount.Destination, what, d.volume, err)
 		}
 		place, err := c.s.disks.AttachPath(ctx, m.vm, c.id, d.info.Device, slices.Contains(d.info.Options, "ro"))
 		if err != nil {
 			return nil, wrong(err)
 		}
-		if err := directvolume.Use(c.s.o.DirectVolumes, d.volume, c.s.o.ID); err != nil {
-			return nil, wrong(err)
+		if !d.mounted {
+			if err := directvolume.Use(c.s.o.DirectVolumes, d.volume, c.s.o.ID); err != nil {
+				return nil, wrong(err)
+			}
 		}
 		out = append(out, &agentpb.Storage{
 			Driver: "blk", Source: place, Fstype: d.info.FSType, Options: d.info.Options,
@@ -84,7 +128,7 @@ func fsGroup(info *directvolume.MountInfo) *agentpb.FSGroup {
 // other container of it has.
 func (c *Container) leaveDirect() {
 	for _, d := range c.direct {
-		if _, err := c.s.directVolume(d.volume, c); err == nil {
+		if _, err := c.s.directVolume(d.volume, c); err == nil || d.mounted {
 			continue
 		}
 		if err := directvolume.Leave(c.s.o.DirectVolumes, d.volume, c.s.o.ID); err != nil {
@@ -102,7 +146,7 @@ func (s *Sandbox) directVolume(volume string, but *Container) (*directvolume.Mou
 			continue
 		}
 		for _, d := range c.direct {
-			if d.volume == volume {
+			if d.volume == volume && !d.mounted {
 				return d.info, nil
 			}
 		}

@@ -130,6 +130,18 @@ func hugepageLimit(spec *specs.Spec, page uint64) (uint64, error) {
 	return 0, fmt.Errorf("a volume of huge pages needs the container's limit of them (linux.resources.hugepageLimits, pageSize %s)", name)
 }
 
+// ownFileSystem plans a volume that the guest mounts or makes by itself; its place
+// there is "" for any other.
+func (c *Container) ownFileSystem(share *storage.Share, i int, m specs.Mount) (string, error) {
+	if in, err := c.planDirect(i, m); in != "" || err != nil {
+		return in, err
+	}
+	if volumePlugin(m.Source) == emptyDirPlugin {
+		return c.memoryVolume(share, m)
+	}
+	return c.planMounted(share, i, m)
+}
+
 // syncVolumes finds the container's volumes that the guest gets copies of, and so
 // what is left for the share. It comes before the machine, which may do without one.
 func (c *Container) syncVolumes(share *storage.Share) error {
@@ -137,17 +149,7 @@ func (c *Container) syncVolumes(share *storage.Share) error {
 	for i, m := range c.spec.Mounts {
 		plan := planMount(m)
 		if plan == mountShared {
-			in, err := c.planDirect(i, m)
-			if err != nil {
-				return mountError(i, m, err)
-			}
-			if in != "" {
-				c.sources[i] = in
-				continue
-			}
-		}
-		if plan == mountShared && volumePlugin(m.Source) == emptyDirPlugin {
-			in, err := c.memoryVolume(share, m)
+			in, err := c.ownFileSystem(share, i, m)
 			if err != nil {
 				return mountError(i, m, err)
 			}

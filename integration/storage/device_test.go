@@ -74,3 +74,68 @@ func TestBusyDevice(t *testing.T) {
 	}
 	b.remove("busy")
 }
+
+// TestMountedDevice: a file system on a block device that the host has mounted
+// read-only is a disk of the machine for a container that only reads it; one that
+// the host may write to is shared, and so are both where disks are not wanted.
+func TestMountedDevice(t *testing.T) {
+	b := openBox(t, "quota", quota())
+	dirs, devs := map[string]string{}, map[string]string{}
+	for _, how := range []string{"ro", "rw"} {
+		dev, _ := loop(t, "")
+		dir := t.TempDir()
+		command(t, "mkfs.ext4", "-q", dev)
+		command(t, "mount", dev, dir)
+		t.Cleanup(func() { command(t, "umount", dir) })
+		b.must(os.WriteFile(filepath.Join(dir, "file"), []byte("of "+how), 0o644))
+		command(t, "mount", "-o", "remount,"+how, dir)
+		dirs[how], devs[how] = dir, dev
+	}
+	volume := func(how string) []string {
+		return []string{"--mount", "type=bind,src=" + dirs[how] + ",dst=/" + how + ",options=rbind:rprivate:ro"}
+	}
+	const (
+		look = "cat /ro/file; grep ' /ro ' /proc/mounts | cut -d' ' -f3,4; echo x 2>/dev/null >/ro/new || echo refused"
+		root = "disk0 1\ndisk1 0"
+	)
+	b.start(lab.BusyboxImage, "mounted", append(volume("ro"), "--annotation", "io.containerd.runc.v2.group=mounted")...)
+	want(t, "disks", b.disks("mounted"), root+"\ndisk2 1")
+	if got := b.shell("mounted", look); !strings.HasPrefix(got, "of roext4 ro,") || !strings.HasSuffix(got, "\nrefused") {
+		t.Errorf("the volume on a disk: %q", got)
+	}
+	if all := strings.Join(b.processes("mounted"), "\n"); strings.Contains(all, "virtiofsd") {
+		t.Errorf("a virtio-fs daemon:\n%s", all)
+	}
+	member := append(append([]string{"--rm", "--annotation", "io.containerd.runc.v2.group=mounted"}, volume("ro")...), volume("rw")...)
+	r := b.ctr(b.runArgs(lab.BusyboxImage, "mounted2", member, "sh", "-c", look+"; cat /rw/file; grep ' /rw ' /proc/mounts | cut -d' ' -f3")...)
+	if r.Code != 0 || !strings.HasPrefix(r.Stdout, "of roext4 ro,") || !strings.HasSuffix(r.Stdout, "\nrefused\nof rwvirtiofs\n") {
+		t.Errorf("a second container: %+v", r)
+	}
+	busy := []string{"--rm", "--annotation", "io.containerd.runc.v2.group=mounted", "--device", devs["rw"]}
+	r = b.ctr(b.runArgs(lab.BusyboxImage, "busy", busy, "true")...)
+	if r.Code == 0 || !strings.Contains(r.Stderr, "linux.devices[0] ("+devs["rw"]+")") || !strings.Contains(r.Stderr, "mounted or in use") {
+		t.Errorf("a device that the host writes to: %+v; want an error that names it", r)
+	}
+	want(t, "disks when both are gone", b.disks("mounted"), root+"\ndisk2 1")
+	b.remove("mounted")
+
+	b = openBox(t, "shared", sharedLayers())
+	r = b.ctr(b.runArgs(lab.BusyboxImage, "nodisk", append([]string{"--rm"}, volume("ro")...), "sh", "-c", look+"; ls /sys/block | grep -c vd; echo x >/new && cat /new")...)
+	if r.Code != 0 || !strings.HasPrefix(r.Stdout, "of rovirtiofs ro,") || !strings.HasSuffix(r.Stdout, "\nrefused\n0\nx\n") {
+		t.Errorf("with disable_block_device_use: %+v", r)
+	}
+	if line := b.rootLog("nodisk"); !strings.Contains(line, "path=virtio-fs") {
+		t.Errorf("logged: %s", line)
+	}
+	for how, dir := range dirs {
+		if got, err := os.ReadFile(filepath.Join(dir, "file")); err != nil || string(got) != "of "+how {
+			t.Errorf("on the host: %q, %v", got, err)
+		}
+	}
+}
+
+// sharedLayers is a lab whose EROFS layers are mounted on the host, after the shim
+// has started, and shared with the guest.
+func sharedLayers() lab.Options {
+	return lab.Options{Snapshotter: "erofs", Kata: &lab.Kata{Set: map[string]string{"hypervisor.qemu.disable_block_device_use": "true"}}}
+}

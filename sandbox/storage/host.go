@@ -61,10 +61,21 @@ func (h *hostMounts) enter() (*spawn.Thread, error) {
 	case h.thread != nil:
 		return h.thread, nil
 	}
+	t, err := h.newThread()
+	if err != nil {
+		return nil, err
+	}
+	h.thread = t
+	return t, nil
+}
+
+// newThread is another thread in the host's mount namespace, with a working
+// directory of its own.
+func (h *hostMounts) newThread() (*spawn.Thread, error) {
 	t := spawn.NewThread()
 	err := t.Do(func() error {
 		// setns(2): a thread that shares its root directory with others may not move.
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil || h.ns == nil {
 			return err
 		}
 		return unix.Setns(int(h.ns.Fd()), unix.CLONE_NEWNS)
@@ -73,8 +84,36 @@ func (h *hostMounts) enter() (*spawn.Thread, error) {
 		t.Close()
 		return nil, fmt.Errorf("enter the host's mount namespace: %w", err)
 	}
-	h.thread = t
 	return t, nil
+}
+
+// scratchPoint is a directory of every host that nothing to be mounted lies below.
+const scratchPoint = "/proc"
+
+// filesystem has mount, a function that mounts at the directory that it is told,
+// make a mount where the host's mounts of now are seen, and returns it detached.
+// It is made in a copy of the host's namespace that goes at once, so that it
+// appears nowhere.
+func (h *hostMounts) filesystem(mount func(at string) error) (fd int, err error) {
+	t, err := h.newThread()
+	if err != nil {
+		return -1, err
+	}
+	defer t.Close()
+	err = t.Do(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("copy the host's mount namespace: %w", err)
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return fmt.Errorf("private mounts: %w", err)
+		}
+		if err := mount(scratchPoint); err != nil {
+			return err
+		}
+		fd, err = unix.OpenTree(unix.AT_FDCWD, scratchPoint, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		return err
+	})
+	return fd, err
 }
 
 func (h *hostMounts) close() {
@@ -113,12 +152,15 @@ func (h *hostMounts) bind(source, target string, flags uintptr) error {
 	return place(fd, target, flags)
 }
 
-// place gives a detached tree its flags and its place.
+// place gives a detached tree its flags and its place. Nobody on the host opens
+// devices there, least of all the daemon, which may make nodes: the guest's kernel
+// opens its own.
 func place(fd int, target string, flags uintptr) error {
 	var below uint
 	if flags&unix.MS_REC != 0 {
 		below = unix.AT_RECURSIVE
 	}
+	flags |= unix.MS_NODEV
 	propagation := unix.MountAttr{Propagation: unix.MS_SLAVE}
 	if flags&unix.MS_PRIVATE != 0 {
 		propagation.Propagation = unix.MS_PRIVATE
@@ -129,7 +171,7 @@ func place(fd int, target string, flags uintptr) error {
 			continue
 		}
 		at := uint(unix.AT_EMPTY_PATH)
-		if flag == unix.MS_RDONLY {
+		if flag == unix.MS_RDONLY || flag == unix.MS_NODEV {
 			at |= below
 		}
 		err = errors.Join(err, unix.MountSetattr(fd, "", at, &attr))

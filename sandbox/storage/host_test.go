@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -91,6 +93,46 @@ func TestSourcesAreTheHostsOfNow(t *testing.T) {
 	}
 	must(t, s.Remove("c1"))
 	h.do(func() error { _, err := os.Stat(src + "/vol/sub/there"); return err }) // its own is still there
+}
+
+// A root filesystem over layers that containerd has mounted after the pod's start,
+// with as many of them as make the options longer than a page, on a host whose
+// mounts do not propagate.
+func TestLayersAreTheHostsOfNow(t *testing.T) {
+	h := newHost(t)
+	s := h.share()
+	dir := filepath.Join(t.TempDir(), strings.Repeat("long", 10))
+	must(t, os.Mkdir(dir, 0o755))
+	upper := []string{"upperdir=" + dir + "/upper", "workdir=" + dir + "/work"}
+	must(t, errors.Join(os.Mkdir(dir+"/upper", 0o755), os.Mkdir(dir+"/work", 0o755)))
+	var layers []string
+	for i := range 100 {
+		layer := filepath.Join(dir, strconv.Itoa(i))
+		must(t, os.Mkdir(layer, 0o755))
+		layers = append(layers, layer)
+	}
+	h.tmpfs(layers[0], "first")
+	h.tmpfs(layers[99], "last")
+	for i, n := range []int{1, 100} {
+		lower := "lowerdir=" + strings.Join(append(slices.Clone(layers[:n-1]), layers[99]), ":")
+		guest, err := s.Rootfs(fmt.Sprintf("c%d", i), []Mount{{Type: "overlay", Source: "overlay", Options: append([]string{lower}, upper...)}}, "")
+		must(t, err)
+		root := s.onHost(t, guest)
+		if got := read(t, root+"/last"); got != "host" {
+			t.Errorf("%d layers: %q", n, got)
+		}
+		write(t, root+"/new", "x")
+		var st unix.Statfs_t
+		must(t, unix.Statfs(root, &st))
+		if st.Flags&unix.ST_NODEV == 0 {
+			t.Error("the daemon may open devices in a root filesystem")
+		}
+		must(t, s.Remove(fmt.Sprintf("c%d", i)))
+	}
+	if got := read(t, dir+"/upper/new"); got != "x" {
+		t.Errorf("the upper directory has %q", got)
+	}
+	h.do(func() error { _, err := os.ReadFile("/proc/self/status"); return err }) // nothing covers it
 }
 
 // HostToContainer: what the host mounts below a shared mount later arrives, and

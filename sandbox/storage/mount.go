@@ -9,8 +9,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/kata-v2/kata/internal/spawn"
 )
 
 // Mount is one mount of a root filesystem, as containerd hands it over:
@@ -99,37 +97,32 @@ func (h *hostMounts) mountOne(m Mount, target string) error {
 	if flags&unix.MS_BIND != 0 {
 		return h.bind(m.Source, target, flags)
 	}
-	s := strings.Join(data, ",")
+	dir, s := "", strings.Join(data, ",")
 	// mount(2) takes one page of data; many layers exceed it.
-	if len(s) >= os.Getpagesize()-1 {
-		return mountLong(m.Source, target, fstype, flags, data)
-	}
-	return unix.Mount(m.Source, target, fstype, flags, s)
-}
-
-// mountLong mounts an overlay whose options exceed a page: the layers are named
-// relative to their common directory, which is the working directory of a
-// thread of its own while it mounts.
-func mountLong(source, target, fstype string, flags uintptr, data []string) error {
-	dir, short := shorten(data)
-	s := strings.Join(short, ",")
-	if dir == "" || len(s) >= os.Getpagesize()-1 {
-		return fmt.Errorf("mount options of %d bytes exceed one page", len(s))
-	}
-	t := spawn.NewThread()
-	defer t.Close()
-	return t.Do(func() error {
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			return err
+	if most := os.Getpagesize() - 1; len(s) >= most {
+		var short []string
+		dir, short = shorten(data)
+		if s = strings.Join(short, ","); dir == "" || len(s) >= most {
+			return fmt.Errorf("mount options of %d bytes exceed one page", len(s))
 		}
-		if err := unix.Chdir(dir); err != nil {
-			return err
+	}
+	fd, err := h.filesystem(func(at string) error {
+		if dir != "" {
+			if err := unix.Chdir(dir); err != nil {
+				return err
+			}
 		}
-		return unix.Mount(source, target, fstype, flags, s)
+		return unix.Mount(m.Source, at, fstype, flags, s)
 	})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return place(fd, target, flags)
 }
 
-// shorten makes the directories of lowerdir= relative to their common parent.
+// shorten makes the directories of lowerdir= relative to their common parent, to
+// be the working directory while they are mounted.
 func shorten(data []string) (dir string, out []string) {
 	for _, o := range data {
 		lower, ok := strings.CutPrefix(o, "lowerdir=")

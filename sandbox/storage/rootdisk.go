@@ -219,6 +219,10 @@ func (d *Disks) OpenSource(path string, readOnly bool) (*Source, error) {
 		// Refused while it is mounted, or held by somebody else (open(2)).
 		s.Parts[0].File, err = openFile(path, flags|unix.O_EXCL)
 	}
+	if err == nil && readOnly && isDevice(f) {
+		// What the host has of the device in its cache may be older than what a file system on it has written.
+		err = unix.IoctlSetInt(int(f.Fd()), unix.BLKFLSBUF, 0)
+	}
 	if err != nil {
 		s.Close()
 		return nil, fmt.Errorf("disk %s: %w", path, err)

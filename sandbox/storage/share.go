@@ -50,10 +50,11 @@ func NewShare(dir string, host *os.File, log *slog.Logger) (*Share, error) {
 		os.Remove(dir)
 		return nil, fmt.Errorf("share: bind %s: %w", dir, err)
 	}
-	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
+	shared := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_SHARED}
+	if err := unix.MountSetattr(unix.AT_FDCWD, dir, 0, &shared); err != nil {
 		unix.Unmount(dir, unix.MNT_DETACH)
 		os.Remove(dir)
-		return nil, fmt.Errorf("share: make %s shared: %w", dir, err)
+		return nil, fmt.Errorf("share: make %s shared (it needs Linux 5.12): %w", dir, err)
 	}
 	s := &Share{dir: dir, host: hostMounts{ns: host}, pod: map[string]*podVolume{}, podOf: map[string][]*podVolume{}, entries: map[string][]string{}, removing: map[string]chan struct{}{}}
 	s.synced = newSynced(&s.host, log)
