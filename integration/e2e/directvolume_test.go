@@ -94,8 +94,13 @@ func testDirectVolume(b *box) {
 	if before < 20<<20 || before > 32<<20 || used == 0 {
 		b.Errorf("%d bytes, %d used of a disk of 32 MiB", before, used)
 	}
-	if _, err := b.kataCtl("direct-volume", "resize", volume, "1048576"); err == nil {
-		b.Error("the volume was made smaller")
+	for _, size := range []string{"1048576", "0", "-67108864", "67108865", "9223372036854775296", "much"} {
+		if _, err := b.kataCtl("direct-volume", "resize", volume, size); err == nil {
+			b.Errorf("the volume was given the size %s", size)
+		}
+	}
+	if st, err := os.Stat(image); err != nil || st.Size() != 32<<20 {
+		b.Errorf("after sizes that were refused the disk has %d bytes, %v", st.Size(), err)
 	}
 	if _, err := b.kataCtl("direct-volume", "resize", volume, "67108864"); err != nil {
 		b.Errorf("resize: %v", err)

@@ -3,8 +3,11 @@
 package e2e
 
 import (
+	"fmt"
 	"maps"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -155,4 +158,44 @@ func TestPrealloc(t *testing.T) {
 		t.Errorf("the machine has %d of its 256 MiB", rss/mib)
 	}
 	b.remove("prealloc")
+	if os.Getenv(bulkEnv) != "" {
+		b.onHugePages(prefix + "enable_hugepages")
+	}
+}
+
+// hugePages is how many huge pages of 2 MiB the host reserves (kernel
+// Documentation/admin-guide/mm/hugetlbpage.rst).
+const hugePages = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+
+// onHugePages runs a machine on pages that the host reserves for the moment.
+func (b *box) onHugePages(annotation string) {
+	b.Helper()
+	was := strings.TrimSpace(readFile(b.T, hugePages))
+	n, err := strconv.Atoi(was)
+	if err != nil {
+		b.Fatal(err)
+	}
+	const machine = 256 / 2 // MiB
+	writeFile(b.T, strconv.Itoa(n+machine+8), hugePages)
+	b.Cleanup(func() { writeFile(b.T, was, hugePages) })
+	if got := strings.TrimSpace(readFile(b.T, hugePages)); got != strconv.Itoa(n+machine+8) {
+		b.Fatalf("the host reserves %s huge pages of the %d that are wanted", got, n+machine+8)
+	}
+	s := newSpec(b.T, "sleep", "100000")
+	s.Annotations = map[string]string{annotation: "true"}
+	b.startSpec("huge", s)
+	if got := b.shell("huge", "head -c 8388608 /dev/zero | wc -c"); got != "8388608" {
+		b.Errorf("the machine on huge pages says %q", got)
+	}
+	// proc_pid_status(5): what the process has mapped of such pages, in kB.
+	status := readFile(b.T, fmt.Sprintf("/proc/%d/status", b.family("huge").vmm))
+	_, kb, _ := strings.Cut(status, "HugetlbPages:")
+	if f := strings.Fields(kb); len(f) == 0 || f[0] != strconv.Itoa(256<<10) {
+		b.Errorf("QEMU has%.20s of huge pages; want 256 MiB", kb)
+	}
+	b.remove("huge")
+	writeFile(b.T, was, hugePages)
+	if r := b.runSpec("huge", s); n < machine && (r.Code == 0 || !strings.Contains(r.Stderr, "needs 128 huge pages")) {
+		b.Errorf("when the host has taken them back: status %d, %s", r.Code, r.Stderr)
+	}
 }

@@ -259,10 +259,14 @@ func testMemoryHog(b *box) {
 // testBadSizes: what no machine can have is refused by its name, and nothing changes.
 func testBadSizes(b *box) {
 	cpus, memory := b.seen(sizedID)
-	for name, r := range map[string]*specs.LinuxResources{
-		"linux.resources.memory.limit": limits(1<<50, 0, ""), "linux.resources.cpu.quota": limits(0, -5, ""),
-		"linux.resources.cpu.cpus": limits(0, 0, "4096"),
+	for _, bad := range []struct {
+		name string
+		r    *specs.LinuxResources
+	}{
+		{"linux.resources.memory.limit", limits(1<<50, 0, "")}, {"linux.resources.memory.limit", limits(-2, 0, "")},
+		{"linux.resources.cpu.quota", limits(0, -5, "")}, {"linux.resources.cpu.cpus", limits(0, 0, "4096")},
 	} {
+		name, r := bad.name, bad.r
 		if r := b.runSpec("bad", sizedMember(b.T, r, "true")); r.Code == 0 || !strings.Contains(r.Stderr, name) {
 			b.Errorf("a container with a bad %s: status %d, %s", name, r.Code, r.Stderr)
 		}
