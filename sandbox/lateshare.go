@@ -17,7 +17,8 @@ import (
 )
 
 // daemon is a virtio-fs daemon that start runs, and the VMM's end of its connection.
-func (s *Sandbox) daemon(dir string, started func(name string, pid int) error) (start func(context.Context) (*storage.Daemon, error), share hypervisor.Share, err error) {
+// guest is the most memory that the guest can have, in bytes.
+func (s *Sandbox) daemon(dir string, guest uint64, started func(name string, pid int) error) (start func(context.Context) (*storage.Daemon, error), share hypervisor.Share, err error) {
 	path, err := s.o.Config.Virtiofsd()
 	if err != nil {
 		return nil, share, err
@@ -29,7 +30,7 @@ func (s *Sandbox) daemon(dir string, started func(name string, pid int) error) (
 	start = func(ctx context.Context) (*storage.Daemon, error) {
 		return storage.StartDaemon(ctx, storage.DaemonOptions{
 			Path: path, Cache: s.o.Config.QEMU.VirtioFSCache, ExtraArgs: s.o.Config.QEMU.VirtioFSExtraArgs,
-			Dir: dir, Started: started,
+			FileHandles: s.o.Config.QEMU.VirtioFSInodeFileHandles, GuestBytes: guest, Dir: dir, Started: started,
 		}, listener)
 	}
 	return start, hypervisor.Share{Tag: protocols.SharedTag, Conn: client}, nil
@@ -82,7 +83,7 @@ func (s *Sandbox) startLateDaemon(ctx context.Context, m *machine) error {
 		return err
 	}
 	begin := time.Now()
-	start, device, err := s.daemon(share.Dir(), func(name string, pid int) error { return s.recordProcess(m, name, pid) })
+	start, device, err := s.daemon(share.Dir(), m.sizer.bounds.most.memory, func(name string, pid int) error { return s.recordProcess(m, name, pid) })
 	if err != nil {
 		return err
 	}

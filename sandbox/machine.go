@@ -178,7 +178,7 @@ func (s *Sandbox) startDaemon(ctx context.Context, m *machine, dir string, vc *h
 		done <- nil
 		return done, nil
 	}
-	start, share, err := s.daemon(dir, vc.Started)
+	start, share, err := s.daemon(dir, m.sizer.bounds.most.memory, vc.Started)
 	if err != nil {
 		return nil, err
 	}

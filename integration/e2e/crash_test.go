@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -143,41 +142,6 @@ func TestSIGKILL(t *testing.T) {
 			t.Logf("removed %v after the kill", time.Since(began).Round(time.Millisecond))
 		})
 	}
-}
-
-// TestRustVirtiofsd: the other daemon serves the same.
-func TestRustVirtiofsd(t *testing.T) {
-	b := newBox(t)
-	path, err := lab.RustVirtiofsd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	writeFile(t, "from the host", dir, "in")
-	b.start("rust", []string{"--runtime-config-path", b.configWith("hypervisor.qemu", "virtio_fs_daemon", strconv.Quote(path)),
-		"--mount", fmt.Sprintf("type=bind,src=%s,dst=/d,options=rbind:rw", dir)}, "sleep", "1000")
-	if got := b.shell("rust", "cat /d/in; echo x >/rootfile; cat /rootfile; chown 1000 /rootfile; stat -c %u /rootfile; echo from the guest >/d/out"); got != "from the hostx\n1000" {
-		b.Errorf("got %q", got)
-	}
-	if got := readFile(t, filepath.Join(dir, "out")); got != "from the guest\n" {
-		b.Errorf("the host reads %q", got)
-	}
-	// A directory that only a group may write to: FUSE does not tell the daemon of the
-	// caller's additional groups, and this one leaves the check to the guest's kernel.
-	group := filepath.Join(dir, "group")
-	if err := errors.Join(os.Mkdir(group, 0), os.Chown(group, 0, 2000), os.Chmod(group, 0o770|os.ModeSetgid)); err != nil {
-		t.Fatal(err)
-	}
-	if got := b.shell("rust", `echo volume:x:2000:user >>/etc/group; su -s /bin/sh user -c 'id -G; echo x >/d/group/new; mkdir /d/group/sub; stat -c "%u %g %a" /d/group/new /d/group/sub'
-		su -s /bin/sh nobody -c 'echo x >/d/group/other' 2>&1; true`); got != "1000 10 2000\n1000 2000 644\n1000 2000 2755\nsh: can't create /d/group/other: Permission denied" {
-		t.Errorf("in the group's directory: %q", got)
-	}
-	// It is that daemon indeed.
-	f := b.family("rust")
-	if exe, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", f.daemon)); err != nil || !strings.Contains(string(exe), filepath.Dir(path)) {
-		b.Errorf("the daemon's command is %q, %v; want one below %s", exe, err, filepath.Dir(path))
-	}
-	b.remove("rust")
 }
 
 // shimOf finds the shim of a container whose machine may not have started yet.

@@ -44,6 +44,7 @@ func TestPod(t *testing.T) {
 		{"SyncedVolumes", testSyncedVolumes},
 		{"WrittenFiles", testWrittenFiles},
 		{"PodVolumes", testPodVolumes},
+		{"GroupDirectory", testGroupDirectory},
 		{"Propagation", testPropagation},
 		{"DirectVolume", testDirectVolume},
 		{"BadVolumes", testBadVolumes},

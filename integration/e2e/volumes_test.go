@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -156,6 +157,42 @@ func testPodVolumes(b *box) {
 	b.remove("two")
 	if r := b.runSpec("three", volumes("cat /memory/one")); r.Stdout != "one\n" {
 		b.Errorf("a later container finds %+v", r)
+	}
+}
+
+// testGroupDirectory: what groupDirectory says, with the daemon that is installed.
+func testGroupDirectory(b *box) {
+	dir := b.TempDir()
+	b.startSpec("group", member(b.T, "sleep", "1000").mount("bind", dir, "/d", "rbind", "rw"))
+	b.groupDirectory("group", dir, "/d")
+	b.remove("group")
+}
+
+// groupDirectory checks a directory that only a group may write to, as the kubelet
+// makes a volume with an fsGroup: FUSE does not tell the daemon of the user's
+// additional groups, and the guest's kernel alone decides. at is where the host's
+// dir is in the container.
+func (b *box) groupDirectory(id, dir, at string) {
+	b.Helper()
+	group := filepath.Join(dir, "group")
+	if err := errors.Join(os.Mkdir(group, 0), os.Chown(group, 0, 2000), os.Chmod(group, 0o770|os.ModeSetgid)); err != nil {
+		b.Fatal(err)
+	}
+	const names = "file sub link fifo"
+	script := `echo volume:x:2000:user >>/etc/group; cd ` + at + `/group
+		su -s /bin/sh user -c 'id -G; echo x >file; mkdir sub; ln -s file link; mkfifo fifo; stat -c "%u %g %a" ` + names + `; cat file; rm file; mv sub moved'
+		su -s /bin/sh nobody -c 'echo x >other' 2>&1; su -s /bin/sh nobody -c 'mkdir other' 2>&1; ls`
+	want := "1000 10 2000\n1000 2000 644\n1000 2000 2755\n1000 2000 777\n1000 2000 644\nx\n" +
+		"sh: can't create other: Permission denied\nmkdir: can't create directory 'other': Permission denied\nfifo\nlink\nmoved"
+	if got := b.shell(id, script); got != want {
+		b.Errorf("in the group's directory:\n%s\nwant\n%s", got, want)
+	}
+	st, err := os.Stat(filepath.Join(group, "moved"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	if sys := st.Sys().(*syscall.Stat_t); sys.Uid != 1000 || sys.Gid != 2000 {
+		b.Errorf("on the host the directory belongs to %d:%d", sys.Uid, sys.Gid)
 	}
 }
 

@@ -66,6 +66,8 @@ type QEMU struct {
 	VirtioFSExtraArgs []string `toml:"virtio_fs_extra_args" default:"[]" annotation:"=" doc:"Appended to the daemon's arguments."`
 	VirtioFSCache     string   `toml:"virtio_fs_cache" default:"auto" enum:"never,metadata,auto,always" annotation:"=" doc:"What the guest may cache of shared directories. metadata needs the Rust daemon."`
 
+	VirtioFSInodeFileHandles string `toml:"virtio_fs_inode_file_handles" default:"never" enum:"never,prefer,mandatory" doc:"Whether the daemon refers to files that the guest knows by handles instead of open descriptors. With prefer it does where the host's file system has handles (ext4, xfs, btrfs, tmpfs; not overlayfs), with mandatory all of them must. It needs the Rust daemon and gives it CAP_DAC_READ_SEARCH, with which a daemon that the guest has taken over reads any file of those file systems, not those of the share alone. See docs/volumes.md."`
+
 	VirtioFSWhenNeeded bool `toml:"virtio_fs_when_needed" default:"false" annotation:"=" doc:"Start the daemon only when the first container needs a shared file, also in a pod that begins without containers (Sandbox API). For nodes whose snapshotter gives root filesystems as disks; with others each pod would wait for a device that is plugged in. A pod that begins with a container on disks does so in any case."`
 
 	DisableBlockDeviceUse bool `toml:"disable_block_device_use" default:"false" annotation:"=" doc:"Do not give root filesystems to the guest as disks: they are mounted on the host and reach it through shared_fs. An annotation can do so only with containerd 2.4 and newer."`

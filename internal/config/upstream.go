@@ -128,7 +128,6 @@ var upstream = map[string]map[string]idleKey{
 		"vhost_user_reconnect_timeout_sec":         {},
 		"vhost_user_store_path":                    {},
 		"virtio_fs_cache_size":                     {},
-		"virtio_fs_inode_file_handles":             {},
 		"virtio_fs_is_dax":                         {},
 		"virtio_fs_queue_size":                     {},
 		"vm_rootfs_driver":                         {},

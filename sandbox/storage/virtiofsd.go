@@ -14,10 +14,21 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/internal/spawn"
 	"github.com/kata-v2/kata/internal/tail"
+)
+
+// The daemon has a descriptor for each file that the guest knows, and for each that
+// is open there.
+const (
+	// leastFiles is how many a daemon may have open, whatever the guest's size.
+	leastFiles = 1_000_000
+	// knownBytes is less than what a guest's kernel needs to know one file: an inode and
+	// its name. One that has no more memory forgets files that nobody uses.
+	knownBytes = 1024
 )
 
 // listenFD is the listening socket's number in the daemon.
@@ -29,8 +40,14 @@ type DaemonOptions struct {
 	Path string
 	// Cache mode: auto, always, never (metadata and none are mapped where a flavour lacks them).
 	Cache string
+	// FileHandles says whether files that the guest knows are referred to by handles
+	// instead of descriptors: "never" (or empty), "prefer", "mandatory". The daemon in
+	// C knows only descriptors.
+	FileHandles string
 	// ExtraArgs are appended as they are.
 	ExtraArgs []string
+	// GuestBytes is the most memory that the guest can have.
+	GuestBytes uint64
 	// Dir is the shared directory; Socket a path for the listening socket, which
 	// exists only while Listen runs.
 	Dir, Socket string
@@ -83,17 +100,23 @@ func isRust(ctx context.Context, path string) (bool, error) {
 	return !strings.Contains(string(out), "FUSE kernel interface"), nil
 }
 
+// noHandles is the value of DaemonOptions.FileHandles for none.
+const noHandles = "never"
+
 // daemonArguments is the command line of either flavour.
 func daemonArguments(rust bool, o DaemonOptions, nofile uint64) []string {
 	limit := strconv.FormatUint(nofile, 10)
-	cache := o.Cache
+	cache, handles := o.Cache, o.FileHandles
 	if cache == "" {
 		cache = "auto"
+	}
+	if handles == "" {
+		handles = noHandles
 	}
 	if rust {
 		return append([]string{
 			"--fd=" + strconv.Itoa(listenFD), "--shared-dir=" + o.Dir, "--cache=" + cache, "--sandbox=namespace",
-			"--xattr", "--announce-submounts", "--inode-file-handles=never", "--seccomp=kill",
+			"--xattr", "--announce-submounts", "--inode-file-handles=" + handles, "--seccomp=kill",
 			"--rlimit-nofile=" + limit, "--log-level=warn",
 		}, o.ExtraArgs...)
 	}
@@ -106,6 +129,22 @@ func daemonArguments(rust bool, o DaemonOptions, nofile uint64) []string {
 	}, o.ExtraArgs...)
 }
 
+// keepCapabilities makes the calling thread, and what it starts, keep its
+// capabilities when it takes another user's id (capabilities(7),
+// SECBIT_NO_SETUID_FIXUP). The daemon in C makes a file as the guest's user and
+// first group, all that FUSE tells it of them. Without capabilities the host's kernel would then
+// refuse a directory that another group of the user's may write to; with them
+// only the guest's kernel checks, which knows all groups. The Rust one does so by itself.
+func keepCapabilities() error {
+	if err := unix.Prctl(unix.PR_SET_SECUREBITS, secbitNoSetuidFixup, 0, 0, 0); err != nil {
+		return fmt.Errorf("keep capabilities (it needs CAP_SETPCAP): %w", err)
+	}
+	return nil
+}
+
+// secbitNoSetuidFixup is SECBIT_NO_SETUID_FIXUP (include/uapi/linux/securebits.h).
+const secbitNoSetuidFixup = 1 << 2
+
 // StartDaemon starts virtiofsd on a listening socket, which it takes over.
 func StartDaemon(ctx context.Context, o DaemonOptions, listener *os.File) (*Daemon, error) {
 	defer listener.Close()
@@ -113,17 +152,26 @@ func StartDaemon(ctx context.Context, o DaemonOptions, listener *os.File) (*Daem
 	if err != nil {
 		return nil, fmt.Errorf("virtiofsd: %w", err)
 	}
-	var lim unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+	if h := o.FileHandles; !rust && h != "" && h != noHandles {
+		return nil, fmt.Errorf("virtiofsd: virtio_fs_inode_file_handles is %q: %s knows descriptors only, want %q or the Rust daemon (virtio_fs_daemon): %w", h, o.Path, noHandles, errdefs.ErrFailedPrecondition)
+	}
+	files, err := fileLimit(o.GuestBytes)
+	if err != nil {
 		return nil, fmt.Errorf("virtiofsd: %w", err)
 	}
 	d := &Daemon{thread: spawn.NewThread(), stderr: tail.New(2048), done: make(chan struct{})}
-	d.cmd = exec.Command(o.Path, daemonArguments(rust, o, lim.Max)...)
+	d.cmd = exec.Command(o.Path, daemonArguments(rust, o, files)...)
 	d.cmd.ExtraFiles = []*os.File{listener}
 	d.cmd.Stderr = d.stderr
 	d.cmd.Dir = "/"
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := d.thread.Start(d.cmd); err != nil {
+	if !rust {
+		err = d.thread.Do(keepCapabilities)
+	}
+	if err == nil {
+		err = d.thread.Start(d.cmd)
+	}
+	if err != nil {
 		d.thread.Close()
 		return nil, fmt.Errorf("virtiofsd: start %s: %w", o.Path, err)
 	}
@@ -135,6 +183,31 @@ func StartDaemon(ctx context.Context, o DaemonOptions, listener *os.File) (*Daem
 		}
 	}
 	return d, nil
+}
+
+// fileLimit is how many files the daemon of a guest of that size may have open: as
+// many as the guest's memory has room for, if this host allows that.
+func fileLimit(guest uint64) (uint64, error) {
+	want := max(leastFiles, guest/knownBytes)
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return 0, fmt.Errorf("limit of open files: %w", err)
+	}
+	// The daemon may exceed ours, up to the kernel's own bound (proc_sys_fs(5)).
+	var caps [2]unix.CapUserData
+	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &caps[0]); err != nil {
+		return 0, fmt.Errorf("capabilities: %w", err)
+	}
+	if caps[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0 {
+		data, err := os.ReadFile("/proc/sys/fs/nr_open")
+		if err == nil {
+			lim.Max, err = strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64)
+		}
+		if err != nil {
+			return 0, fmt.Errorf("fs.nr_open: %w", err)
+		}
+	}
+	return min(want, lim.Max), nil
 }
 
 func (d *Daemon) wait() {

@@ -35,11 +35,24 @@ func TestDaemonArguments(t *testing.T) {
 		{true, "", "--fd=3 --shared-dir=/share --cache=auto --sandbox=namespace --xattr --announce-submounts --inode-file-handles=never --seccomp=kill --rlimit-nofile=4096 --log-level=warn -o posix_acl"},
 		{true, "metadata", "--fd=3 --shared-dir=/share --cache=metadata --sandbox=namespace --xattr --announce-submounts --inode-file-handles=never --seccomp=kill --rlimit-nofile=4096 --log-level=warn -o posix_acl"},
 		{true, "never", "--fd=3 --shared-dir=/share --cache=never --sandbox=namespace --xattr --announce-submounts --inode-file-handles=never --seccomp=kill --rlimit-nofile=4096 --log-level=warn -o posix_acl"},
+		{true, "auto mandatory", "--fd=3 --shared-dir=/share --cache=auto --sandbox=namespace --xattr --announce-submounts --inode-file-handles=mandatory --seccomp=kill --rlimit-nofile=4096 --log-level=warn -o posix_acl"},
 	} {
-		o.Cache = c.cache
+		o.Cache, o.FileHandles, _ = strings.Cut(c.cache, " ")
 		if got := strings.Join(daemonArguments(c.rust, o, 4096), " "); got != c.want {
 			t.Errorf("rust %v, cache %q:\n%s\nwant\n%s", c.rust, c.cache, got, c.want)
 		}
+	}
+}
+
+func TestFileLimit(t *testing.T) {
+	var lim unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &lim))
+	small, err := fileLimit(256 << 20)
+	must(t, err)
+	large, err := fileLimit(1 << 40)
+	must(t, err)
+	if small < min(lim.Max, leastFiles) || small > leastFiles || large < small || large > 1<<30 {
+		t.Errorf("%d files for a guest of 256 MiB, %d for one of 1 TiB; the limit here is %d", small, large, lim.Max)
 	}
 }
 
@@ -160,6 +173,7 @@ func TestDaemonThatDoesNotStart(t *testing.T) {
 		want string
 	}{
 		"missing": {DaemonOptions{Path: "/nonexistent/virtiofsd"}, "/nonexistent/virtiofsd"},
+		"handles": {DaemonOptions{Path: daemonC, FileHandles: "prefer"}, `virtio_fs_inode_file_handles is "prefer": ` + daemonC},
 		"started": {DaemonOptions{Path: daemonC, Started: func(string, int) error { return refused }}, "refused"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -227,7 +241,8 @@ func TestDaemonIsConfined(t *testing.T) {
 	}
 	var files unix.Rlimit
 	must(t, unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &files))
-	if files.Cur == unix.RLIM_INFINITY || files.Max != files.Cur {
-		t.Errorf("it may open %d files, or %d", files.Cur, files.Max)
+	// As many as its arguments say; root may raise its own limit with CAP_SYS_RESOURCE alone.
+	if want, err := fileLimit(0); err != nil || want > leastFiles || files.Cur != want || files.Max != want {
+		t.Errorf("it may open %d files, or %d; want %d, %v", files.Cur, files.Max, want, err)
 	}
 }
