@@ -282,7 +282,7 @@ func (a *agent) prepare() {
 			}
 		}
 	}
-	if a.serial != nil || boot.HasShare("/sys") {
+	if !a.modules.None() && (a.serial != nil || boot.HasShare("/sys")) {
 		if err := a.modules.EnsureFS("virtiofs"); err != nil {
 			a.log.Error("file system modules", agentlog.KeyError, err.Error())
 		}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 
@@ -22,14 +23,30 @@ import (
 )
 
 // NewQEMU returns QEMU as the configuration describes it. What the configuration
-// names is looked for, and KVM is proven, only when a machine starts.
+// names is looked for only when a machine starts. KVM is proven at once, in the
+// background: that takes 5 ms, which nobody waits for when the machine is started later.
 func NewQEMU(c *config.Config, log *slog.Logger) hypervisor.Hypervisor {
-	return &configuredQEMU{c: c, log: log}
+	h := newQEMU(c, log)
+	go h.choose() //nolint:errcheck // bounded by itself; whoever starts a machine gets the answer
+	return h
 }
 
+func newQEMU(c *config.Config, log *slog.Logger) *configuredQEMU {
+	h := &configuredQEMU{c: c, log: log}
+	h.choose = sync.OnceValues(func() (accelerator, error) {
+		name, reason, err := kvmprobe.ChooseAccelerator(context.Background(), c.QEMU.Accelerator)
+		return accelerator{name, reason}, err
+	})
+	return h
+}
+
+// accelerator is what a host's machines run on, and why.
+type accelerator struct{ name, reason string }
+
 type configuredQEMU struct {
-	c   *config.Config
-	log *slog.Logger
+	c      *config.Config
+	log    *slog.Logger
+	choose func() (accelerator, error) // once; it takes 2 s at most (kvmprobe)
 
 	accel  string               // chosen by the last Start
 	clones *template.Hypervisor // set by the first Start when templates are enabled
@@ -93,7 +110,7 @@ func MakeTemplates(ctx context.Context, c *config.Config, hostCPUs int, log *slo
 	if err != nil {
 		return nil, err
 	}
-	h := &configuredQEMU{c: c, log: log}
+	h := newQEMU(c, log)
 	var digests []string
 	for _, alone := range []bool{true, false} {
 		vc := planVM(c, "template", "template", "", newSizer(host, boundsOf(c, host), demand{}))
@@ -172,12 +189,13 @@ func (h *configuredQEMU) backend(ctx context.Context, vc *hypervisor.Config) (*q
 	if err := verifyImages(h.c); err != nil {
 		return nil, err
 	}
-	accel, reason, err := kvmprobe.ChooseAccelerator(ctx, q.Accelerator)
+	chosen, err := h.choose()
 	if err != nil {
 		return nil, err
 	}
+	accel := chosen.name
 	h.accel = accel
-	h.log.Info("accelerator chosen", "accelerator", accel, "configured", q.Accelerator, "reason", reason)
+	h.log.Info("accelerator chosen", "accelerator", accel, "configured", q.Accelerator, "reason", chosen.reason)
 	if accel == qemu.KVM && vc.UID != 0 && qemu.KVMNeedsRoot() {
 		h.log.Warn("only root can open /dev/kvm on this host, so the VMM runs as root; give its group read and write access")
 		vc.UID, vc.GID = 0, 0

@@ -52,6 +52,16 @@ func ParseLevel(s string) (slog.Level, error) {
 	return l, nil
 }
 
+// levelName is ParseLevel's inverse.
+func levelName(l slog.Level) (string, bool) {
+	for name, v := range levels {
+		if v == l {
+			return name, true
+		}
+	}
+	return "", false
+}
+
 // ringSize bounds the memory of the kept lines, in bytes.
 const ringSize = 64 << 10
 
@@ -144,7 +154,7 @@ func (s *Sink) feed(ctx context.Context, c net.Conn) {
 
 // New makes a logger on s that drops what is below level.
 func New(s *Sink, level slog.Level) *slog.Logger {
-	return slog.New(slog.NewJSONHandler(s, &slog.HandlerOptions{Level: level, ReplaceAttr: rename}))
+	return slog.New(handler{sink: s, level: level})
 }
 
 // rename gives the standard keys their names on the wire.
@@ -157,10 +167,8 @@ func rename(groups []string, a slog.Attr) slog.Attr {
 		return slog.String("ts", a.Value.Time().UTC().Format(time.RFC3339Nano))
 	case slog.LevelKey:
 		l, _ := a.Value.Any().(slog.Level)
-		for name, v := range levels {
-			if v == l {
-				return slog.String("level", name)
-			}
+		if name, ok := levelName(l); ok {
+			return slog.String("level", name)
 		}
 	}
 	return a

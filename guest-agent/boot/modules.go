@@ -74,6 +74,9 @@ func openModules(dir string, load func(path, params string) error) (*Modules, er
 	return m, nil
 }
 
+// None says that the image has no modules: the kernel has everything built in.
+func (m *Modules) None() bool { return len(m.groups) == 0 }
+
 // Ensure loads a group; a second call waits for the first and answers the same.
 func (m *Modules) Ensure(group string) error {
 	if f, ok := m.once[group]; ok {
@@ -96,6 +99,9 @@ func (m *Modules) loadGroup(group string) error {
 // each takes tens of milliseconds. A type that the image has no module for is
 // left to mount(2) to refuse.
 func (m *Modules) EnsureFS(fstype string) error {
+	if m.None() {
+		return nil
+	}
 	known, err := os.ReadFile("/proc/filesystems")
 	if err != nil {
 		return fmt.Errorf("file system %s: %w", fstype, err)

@@ -32,7 +32,7 @@ var filterModules = []string{"ip_tables", "ip6_tables"}
 // kernel without modules and an image without the program are fine.
 func (m *Modules) OnDemand() error {
 	m.demand.Do(func() {
-		if _, err := os.Stat(Modprobe); err != nil || len(m.groups) == 0 {
+		if _, err := os.Stat(Modprobe); err != nil || m.None() {
 			return
 		}
 		err := os.WriteFile(modprobeFile, []byte(Modprobe), 0)
