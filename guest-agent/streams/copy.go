@@ -26,6 +26,11 @@ func copyStream(dst io.Writer, src syscall.Conn) error {
 	if err != nil {
 		return err
 	}
+	if s := newSplicer(dst, rc); s != nil {
+		if ended, err := s.run(); ended || err != nil {
+			return err
+		}
+	}
 	var werr error
 	for {
 		buf, n, err := readSome(rc)
