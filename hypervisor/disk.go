@@ -41,6 +41,9 @@ type Disk struct {
 	Parts []DiskPart
 	// ReadOnly disks may be open in any number of machines.
 	ReadOnly bool
+	// Place is where the disk of a restored machine was (Config.Whole), in the form of
+	// PlugDisk. Empty, as in any other machine, leaves it to the backend.
+	Place string
 }
 
 // DiskPart is a file as a piece of a disk.

@@ -40,6 +40,7 @@ type ContainerConfig struct {
 type Container struct {
 	s      *Sandbox
 	id     string
+	guest  string // its id in the guest: another one for a container that goes on from a checkpoint
 	bundle string
 	spec   *specs.Spec
 	init   *Process
@@ -49,7 +50,7 @@ type Container struct {
 	sources        map[int]string
 	volumes        []*agentpb.Storage // what the guest makes or mounts for them
 	direct         []directMount      // written before the container is published
-	restored       *restore           // what it goes on from; written before the container is published
+	restored       *takeover          // what it goes on from, nil for a new one
 
 	timings *timings // written before the container is published, then by the one Start
 
@@ -87,13 +88,21 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 		p := PodFromSpec(cc.Spec)
 		pod = &p
 	}
-	from, err := s.restoreFrom(cc)
+	from, err := s.takeoverOf(cc)
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			s.giveUp(from)
+		}
+	}()
 	ctx, cancel := context.WithTimeout(ctx, s.o.Config.Runtime.CreateContainerTimeout)
 	defer cancel()
-	c := &Container{s: s, id: cc.ID, bundle: cc.Bundle, spec: cc.Spec, execs: map[string]*Process{}}
+	c := &Container{s: s, id: cc.ID, guest: cc.ID, bundle: cc.Bundle, spec: cc.Spec, restored: from, execs: map[string]*Process{}}
+	if from != nil {
+		c.guest = from.saved.ID
+	}
 	c.init = newProcess(c, cc.ID, cc.Spec.Process, cc.Stdio)
 	if err := s.reserve(c); err != nil {
 		return nil, err
@@ -103,6 +112,9 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 			s.forget(c)
 		}
 	}()
+	if m, err := s.running(); err == nil && m.saving.Load() { // or the checkpoint finds the container, and is refused
+		return nil, fmt.Errorf("a checkpoint of the pod is being made: %w", errdefs.ErrUnavailable)
+	}
 	share, err := s.share()
 	if err != nil {
 		return nil, err
@@ -113,10 +125,7 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 	}
 	disks, err := s.openDisks(cc)
 	if err == nil && from != nil {
-		if err = c.checkRestorable(disks); err == nil {
-			err = from.disks(disks)
-		}
-		if err != nil {
+		if err = c.checkRestorable(disks); err != nil {
 			disks.close()
 		}
 	}
@@ -127,7 +136,9 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 	// The machine boots while the host's side of the container is mounted.
 	booted := make(chan error, 1)
 	f := s.firstOf(c, disks)
-	f.restore = from
+	if from != nil {
+		f.restore, f.takeover = from.restore, from
+	}
 	go func() { booted <- s.start(ctx, share, *pod, f, t) }()
 	spec, err := c.prepare(share, cc, disks.root != nil)
 	if err := errors.Join(err, <-booted); err != nil {
@@ -146,13 +157,13 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 	}()
 	create := func() error { return c.create(ctx, spec, disks) }
 	if from != nil {
-		create = func() error { return c.takeOver(from) }
+		create = func() error { return c.takeOver(ctx, disks) }
 	}
 	if err := create(); err != nil {
 		return nil, errors.Join(fmt.Errorf("create container: %w", err), s.detach(context.WithoutCancel(ctx), c.id), share.Remove(c.id))
 	}
 	if err := c.createHooks(ctx); err != nil {
-		return nil, errors.Join(err, s.removeInGuest(ctx, c.id), share.Remove(c.id))
+		return nil, errors.Join(err, s.removeInGuest(ctx, c), share.Remove(c.id))
 	}
 	t.mark("t_container")
 	s.mu.Lock()
@@ -348,7 +359,7 @@ func (c *Container) Start(ctx context.Context) error {
 	if c.restored != nil {
 		err = c.goOn(ctx, m)
 	} else {
-		_, err = m.agent.StartContainer(ctx, &agentpb.StartContainerRequest{ContainerId: c.id})
+		_, err = m.agent.StartContainer(ctx, &agentpb.StartContainerRequest{ContainerId: c.guest})
 	}
 	if err != nil {
 		return fmt.Errorf("start container: %w", m.agent.Err(err))
@@ -368,10 +379,22 @@ func (c *Container) Start(ctx context.Context) error {
 			})
 		}
 		if told := c.s.o.OOM; told != nil {
-			m.work(func() { m.watchOOM(told) })
+			m.work(func() { m.watchOOM(func(guest string) { told(c.s.idOf(guest)) }) })
 		}
 	})
 	return nil
+}
+
+// idOf is the id of the container that has that one in the guest.
+func (s *Sandbox) idOf(guest string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, c := range s.containers {
+		if c.guest == guest {
+			return id
+		}
+	}
+	return guest
 }
 
 // Exec adds a process, which StartExec runs.
@@ -382,7 +405,7 @@ func (c *Container) Exec(id string, spec *specs.Process, wants agentclient.Stdio
 	p := newProcess(c, id, spec, wants)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, ok := c.execs[id]; ok || id == c.id {
+	if _, ok := c.execs[id]; ok || id == c.id || id == c.guest {
 		return nil, fmt.Errorf("exec %s: %w", id, errdefs.ErrAlreadyExists)
 	}
 	c.execs[id] = p
@@ -414,7 +437,7 @@ func (c *Container) DeleteExec(p *Process) error {
 // Pause freezes the container's processes.
 func (c *Container) Pause(ctx context.Context) error {
 	return c.freeze(Paused, func(m *machine) error {
-		_, err := m.agent.PauseContainer(ctx, &agentpb.PauseContainerRequest{ContainerId: c.id})
+		_, err := m.agent.PauseContainer(ctx, &agentpb.PauseContainerRequest{ContainerId: c.guest})
 		return err
 	})
 }
@@ -425,7 +448,7 @@ func (c *Container) Resume(ctx context.Context) error {
 		return fmt.Errorf("container %s is %s, not paused: %w", c.id, s, errdefs.ErrFailedPrecondition)
 	}
 	return c.freeze(Running, func(m *machine) error {
-		_, err := m.agent.ResumeContainer(ctx, &agentpb.ResumeContainerRequest{ContainerId: c.id})
+		_, err := m.agent.ResumeContainer(ctx, &agentpb.ResumeContainerRequest{ContainerId: c.guest})
 		return err
 	})
 }
@@ -459,7 +482,7 @@ func (c *Container) Stats(ctx context.Context) (*Stats, error) {
 	if err != nil {
 		return nil, err
 	}
-	resp, err := m.agent.StatsContainer(ctx, &agentpb.StatsContainerRequest{ContainerId: c.id})
+	resp, err := m.agent.StatsContainer(ctx, &agentpb.StatsContainerRequest{ContainerId: c.guest})
 	return resp, m.agent.Err(err)
 }
 
@@ -490,7 +513,7 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	}
 	g := guestLinux(&specs.Linux{Resources: complete(was, r), Devices: c.spec.Linux.Devices}, false)
 	setCPUs(g.Resources, m.sizer.guestCPUs(c.id))
-	if _, err = m.agent.UpdateContainer(ctx, &agentpb.UpdateContainerRequest{ContainerId: c.id, Resources: wireResources(g.Resources)}); err != nil {
+	if _, err = m.agent.UpdateContainer(ctx, &agentpb.UpdateContainerRequest{ContainerId: c.guest, Resources: wireResources(g.Resources)}); err != nil {
 		m.sizer.set(c.id, was)
 		err = m.agent.Err(err)
 	}
@@ -530,7 +553,7 @@ func (c *Container) Delete(ctx context.Context) error {
 	if state == Stopped && c.s.deferRemoval(c) {
 		return c.release()
 	}
-	if err := c.s.removeInGuest(ctx, c.id); err != nil {
+	if err := c.s.removeInGuest(ctx, c); err != nil {
 		c.deleted.Store(false) // to be tried again
 		return err
 	}
@@ -560,20 +583,20 @@ func (s *Sandbox) deferRemoval(c *Container) bool {
 	if len(s.containers) != 1 || s.containers[c.id] != c || s.pod != nil {
 		return false
 	}
-	s.leftInGuest = append(s.leftInGuest, c.id)
+	s.leftInGuest = append(s.leftInGuest, c)
 	return true
 }
 
 // clearGuest removes what deferRemoval left.
 func (s *Sandbox) clearGuest(ctx context.Context) error {
 	s.mu.Lock()
-	ids := s.leftInGuest
+	left := s.leftInGuest
 	s.leftInGuest = nil
 	s.mu.Unlock()
-	for i, id := range ids {
-		if err := s.removeInGuest(ctx, id); err != nil {
+	for i, c := range left {
+		if err := s.removeInGuest(ctx, c); err != nil {
 			s.mu.Lock()
-			s.leftInGuest = append(s.leftInGuest, ids[i:]...)
+			s.leftInGuest = append(s.leftInGuest, left[i:]...)
 			s.mu.Unlock()
 			return err
 		}
@@ -582,14 +605,14 @@ func (s *Sandbox) clearGuest(ctx context.Context) error {
 }
 
 // removeInGuest is nothing for a machine that has ended or a container it does not know.
-func (s *Sandbox) removeInGuest(ctx context.Context, id string) error {
+func (s *Sandbox) removeInGuest(ctx context.Context, c *Container) error {
 	m, err := s.running()
 	if err != nil {
 		return nil //nolint:nilerr // nothing runs, so nothing is left there
 	}
-	_, err = m.agent.RemoveContainer(ctx, &agentpb.RemoveContainerRequest{ContainerId: id})
+	_, err = m.agent.RemoveContainer(ctx, &agentpb.RemoveContainerRequest{ContainerId: c.guest})
 	if err = m.agent.Err(err); err != nil && !errors.Is(err, agentclient.ErrGone) && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove container: %w", err)
 	}
-	return s.detach(ctx, id)
+	return s.detach(ctx, c.id)
 }

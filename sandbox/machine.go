@@ -44,7 +44,7 @@ func (t *timings) add(phase string, d time.Duration) {
 // the VMM waits for the daemon by itself, and the guest boots meanwhile. On
 // error what was acquired is in the returned machine, for release.
 func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod PodConfig, f first, t *timings) (_ *machine, err error) {
-	m := &machine{log: s.o.Log, forget: s.o.Ledger.Forget, late: f.noShare, plugging: make(chan struct{}, 1), lost: make(chan struct{})}
+	m := &machine{log: s.o.Log, disks: s.disks, forget: s.o.Ledger.Forget, late: f.noShare, plugging: make(chan struct{}, 1), lost: make(chan struct{})}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	host, err := s.host()
 	if err != nil {
@@ -71,22 +71,32 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 	if err := s.connectNetwork(ctx, m, &vc, pod); err != nil {
 		return m, err
 	}
-	s.bootDisks(&vc, f)
-	vc.HotplugPorts = portsBeside(&vc, f.alone)
+	if s.o.Config.Runtime.EnableCheckpoint {
+		s.disks.Keep()
+	}
+	if f.restore != nil {
+		if err := s.restoreDisks(&vc, f); err != nil {
+			vc.CloseDevices()
+			return m, err
+		}
+	} else {
+		s.bootDisks(&vc, f)
+		vc.HotplugPorts = portsBeside(&vc, f.alone)
+	}
 	vc.ShareLater = f.shareLater
 	if s.o.Config.Runtime.EnableCheckpoint {
 		if err := s.makeSavable(ctx, m, &vc, f.restore); err != nil {
 			vc.CloseDevices()
-			s.disks.Booted(f.container, nil, err)
+			s.disks.Booted(nil, err)
 			return m, err
 		}
 	}
 	vm, err := s.startVMM(ctx, m, share, vc, f.noShare)
 	if err != nil {
-		s.disks.Booted(f.container, nil, err)
+		s.disks.Booted(nil, err)
 		return m, err
 	}
-	s.disks.Booted(f.container, vm.Info().Disks, nil)
+	s.disks.Booted(vm.Info().Disks, nil)
 	if err := m.placeCPUs(ctx); err != nil {
 		return m, err
 	}
@@ -118,8 +128,9 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 
 // goOn is what is left of the start of a machine that was restored.
 func (s *Sandbox) goOn(ctx context.Context, m *machine, r *restore, t *timings) error {
-	if err := r.adopt(ctx, m, m.vm); err != nil {
-		return err
+	var err error
+	if m.agent, err = agentclient.ConnectRestored(ctx, m.vm); err != nil {
+		return &hypervisor.StartError{Phase: "restore", Err: err, Console: m.vm.Info().ConsoleTail()}
 	}
 	m.work(func() { m.agent.Wait(m.ctx) })
 	if err := r.network(ctx, m); err != nil {

@@ -113,8 +113,11 @@ func (s *Sandbox) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t := newTimings()
-	if err := s.start(ctx, share, *pod, s.firstOfPod(), t); err != nil {
+	t, f := newTimings(), s.firstOfPod()
+	if f.restore, err = s.restorePod(); err != nil {
+		return fmt.Errorf("start sandbox: %w", err)
+	}
+	if err := s.start(ctx, share, *pod, f, t); err != nil {
 		return fmt.Errorf("start sandbox: %w", err)
 	}
 	s.o.Log.Info("sandbox started", append([]any{"sandbox", s.o.ID}, t.pairs...)...)

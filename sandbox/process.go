@@ -58,6 +58,14 @@ func newProcess(c *Container, id string, spec *specs.Process, wants agentclient.
 	return &Process{c: c, id: id, spec: spec, wants: wants, done: make(chan struct{})}
 }
 
+// guestID is its exec id in the guest.
+func (p *Process) guestID() string {
+	if p == p.c.init {
+		return p.c.guest
+	}
+	return p.id
+}
+
 // Terminal tells whether the process has one.
 func (p *Process) Terminal() bool { return p.spec.Terminal }
 
@@ -126,7 +134,7 @@ func (p *Process) ended(status uint32) {
 // wait holds the one outstanding WaitProcess of the process. It ends with the
 // process or the machine.
 func (p *Process) wait(m *machine) {
-	resp, err := m.agent.WaitProcess(m.ctx, &agentpb.WaitProcessRequest{ContainerId: p.c.id, ExecId: p.id})
+	resp, err := m.agent.WaitProcess(m.ctx, &agentpb.WaitProcessRequest{ContainerId: p.c.guest, ExecId: p.guestID()})
 	if err != nil {
 		if !m.ending() {
 			p.c.s.o.Log.Error("wait for process", "container", p.c.id, "exec", p.id, "error", m.agent.Err(err))
@@ -147,7 +155,7 @@ func (p *Process) Signal(ctx context.Context, signal uint32, all bool) error {
 	case Stopped, Deleted:
 		return fmt.Errorf("process %s has finished: %w", p.id, errdefs.ErrNotFound)
 	case Created:
-		if p.id != p.c.id {
+		if p != p.c.init {
 			return fmt.Errorf("process %s has not started: %w", p.id, errdefs.ErrFailedPrecondition)
 		}
 	}
@@ -157,7 +165,7 @@ func (p *Process) Signal(ctx context.Context, signal uint32, all bool) error {
 	}
 	// Noted before the guest is told: it may hear of the signal before the process.
 	killed := signal == uint32(unix.SIGKILL) && p.killLaunch()
-	req := &agentpb.SignalProcessRequest{ContainerId: p.c.id, ExecId: p.id, Signal: signal}
+	req := &agentpb.SignalProcessRequest{ContainerId: p.c.guest, ExecId: p.guestID(), Signal: signal}
 	if all {
 		req.ExecId = "" // agent-protocol facts, part A: the whole container
 	}
@@ -216,7 +224,7 @@ func (p *Process) Resize(ctx context.Context, width, height uint32) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.agent.TtyWinResize(ctx, &agentpb.TtyWinResizeRequest{ContainerId: p.c.id, ExecId: p.id, Row: height, Column: width})
+	_, err = m.agent.TtyWinResize(ctx, &agentpb.TtyWinResizeRequest{ContainerId: p.c.guest, ExecId: p.guestID(), Row: height, Column: width})
 	return m.agent.Err(err)
 }
 
@@ -252,13 +260,13 @@ func (p *Process) startExec(ctx context.Context) error {
 }
 
 func (p *Process) launch(ctx context.Context, m *machine) error {
-	stdio, err := m.agent.OpenStdio(ctx, p.c.id, p.id, p.wants)
+	stdio, err := m.agent.OpenStdio(ctx, p.c.guest, p.guestID(), p.wants)
 	if err != nil {
 		return err
 	}
 	in, out, errp := stdio.Ports()
 	resp, err := m.agent.ExecProcess(ctx, &agentpb.ExecProcessRequest{
-		ContainerId: p.c.id, ExecId: p.id, Process: wireProcess(guestProcess(p.spec)), StdinPort: in, StdoutPort: out, StderrPort: errp,
+		ContainerId: p.c.guest, ExecId: p.guestID(), Process: wireProcess(guestProcess(p.spec)), StdinPort: in, StdoutPort: out, StderrPort: errp,
 	})
 	if err != nil {
 		stdio.Close()
@@ -292,7 +300,7 @@ func (p *Process) launched() (killed bool) {
 
 // killLate kills a process that was killed before the guest knew it.
 func (p *Process) killLate(ctx context.Context, m *machine) {
-	err := m.signal(ctx, &agentpb.SignalProcessRequest{ContainerId: p.c.id, ExecId: p.id, Signal: uint32(unix.SIGKILL)})
+	err := m.signal(ctx, &agentpb.SignalProcessRequest{ContainerId: p.c.guest, ExecId: p.guestID(), Signal: uint32(unix.SIGKILL)})
 	if err != nil && !errdefs.IsNotFound(err) {
 		p.c.s.o.Log.Warn("kill a process that was killed before it ran", "container", p.c.id, "exec", p.id, "error", err)
 	}
@@ -301,8 +309,8 @@ func (p *Process) killLate(ctx context.Context, m *machine) {
 // abandon ends, in the guest, a process whose launch was not waited for, and
 // takes its status, so that the guest forgets it. It ends with the process or the machine.
 func (p *Process) abandon(m *machine) {
-	_, err := m.agent.SignalProcess(m.ctx, &agentpb.SignalProcessRequest{ContainerId: p.c.id, ExecId: p.id, Signal: uint32(unix.SIGKILL)})
+	_, err := m.agent.SignalProcess(m.ctx, &agentpb.SignalProcessRequest{ContainerId: p.c.guest, ExecId: p.guestID(), Signal: uint32(unix.SIGKILL)})
 	if err == nil {
-		_, _ = m.agent.WaitProcess(m.ctx, &agentpb.WaitProcessRequest{ContainerId: p.c.id, ExecId: p.id}) // an error: it never ran
+		_, _ = m.agent.WaitProcess(m.ctx, &agentpb.WaitProcessRequest{ContainerId: p.c.guest, ExecId: p.guestID()}) // an error: it never ran
 	}
 }

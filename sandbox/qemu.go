@@ -158,7 +158,7 @@ func (h *configuredQEMU) machineKey(ctx context.Context, vc hypervisor.Config) (
 	k.Add("ports", vc.HotplugPorts+len(vc.Disks))
 	k.Add("reports free memory", vc.ReclaimFreed)
 	for i, n := range vc.NICs {
-		k.Add(fmt.Sprintf("network device %d", i), fmt.Sprintf("%s, %d queues", n.MAC, len(n.Taps)))
+		k.Add(fmt.Sprintf("network device %d", i), fmt.Sprintf("%d queues", len(n.Taps))) // the guest is told its new address
 	}
 	return k, errors.Join(k.AddFile("kernel", vc.Kernel), k.AddFile("initrd", vc.Initrd))
 }

@@ -6,7 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"os"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -16,29 +20,49 @@ import (
 	"github.com/kata-v2/kata/protocols/typespb"
 	"github.com/kata-v2/kata/sandbox/agentclient"
 	"github.com/kata-v2/kata/sandbox/checkpoint"
+	"github.com/kata-v2/kata/sandbox/storage"
 	"github.com/kata-v2/kata/sandbox/template"
 )
 
-// restore is a container that goes on from a checkpoint.
+// restore is a pod that goes on from a checkpoint. Its containers are frozen until
+// one of that name is created, which takes the saved one over, and started.
 type restore struct {
-	c     *checkpoint.Checkpoint
-	saved checkpoint.Container
-	wants agentclient.StdioWants
-	stdio *agentclient.Stdio // of its process, once the machine runs
+	c *checkpoint.Checkpoint
+
+	mu    sync.Mutex
+	left  map[string]checkpoint.Container // guarded by mu; by name: nobody has taken them over
+	parts map[string][]os.FileInfo        // guarded by mu; the files of read-only disks, by ID
 }
 
-// restoreFrom is the checkpoint that a container is to go on from, nil for none.
-func (s *Sandbox) restoreFrom(cc ContainerConfig) (*restore, error) {
-	s.mu.Lock()
-	fresh := s.pod == nil && len(s.containers) == 0 && s.state == Created
-	s.mu.Unlock()
-	dir := cc.Checkpoint
-	if dir == "" && fresh {
-		dir = s.o.Config.Runtime.Restore
+// takeover is a saved container with which one of this pod goes on.
+type takeover struct {
+	*restore
+	saved checkpoint.Container
+	wants agentclient.StdioWants
+	done  bool // the container has it; of the one that creates
+}
+
+// pauseName is the name of a pause container, which its engine gives none. A
+// container's own cannot have parentheses.
+const pauseName = "(pause)"
+
+// containerNameKey is where containerd's CRI has the name of a container
+// (pkg/cri/annotations), which is the same in the pod that is restored; its id is not.
+const containerNameKey = "io.kubernetes.cri.container-name"
+
+// savedName is the name by which a container finds the one that was saved.
+func savedName(id string, annotations map[string]string) string {
+	if annotations[containerTypeKey] == "sandbox" {
+		return pauseName
 	}
-	if dir == "" {
-		return nil, nil
+	if name := annotations[containerNameKey]; name != "" {
+		return name
 	}
+	return id
+}
+
+// openRestore reads the checkpoint with which the pod is to begin.
+func (s *Sandbox) openRestore(dir string) (*restore, error) {
 	if !s.o.Config.Runtime.EnableCheckpoint {
 		return nil, fmt.Errorf("restore: runtime.enable_checkpoint is not set: %w", errdefs.ErrFailedPrecondition)
 	}
@@ -46,55 +70,105 @@ func (s *Sandbox) restoreFrom(cc ContainerConfig) (*restore, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(c.Containers) != 1 {
-		return nil, fmt.Errorf("checkpoint %s has %d containers: a pod of one can be restored: %w", dir, len(c.Containers), errdefs.ErrNotImplemented)
+	share, err := s.share()
+	if err != nil {
+		return nil, err
 	}
-	r := &restore{c: c, saved: c.Containers[0]}
-	switch {
-	case r.saved.ID != cc.ID || c.Sandbox != s.o.ID:
-		return nil, fmt.Errorf("checkpoint %s is of container %s in pod %s: name them so: %w", dir, r.saved.ID, c.Sandbox, errdefs.ErrInvalidArgument)
-	case r.saved.Terminal != cc.Spec.Process.Terminal:
-		return nil, fmt.Errorf("checkpoint %s: terminal is %t, %t is wanted: %w", dir, r.saved.Terminal, cc.Spec.Process.Terminal, errdefs.ErrInvalidArgument)
+	share.ContinueSynced(c.Synced)
+	r := &restore{c: c, left: map[string]checkpoint.Container{}, parts: map[string][]os.FileInfo{}}
+	for _, x := range c.Containers {
+		r.left[x.Name] = x
 	}
-	r.wants = agentclient.StdioWants{
-		Stdin: cc.Stdio.Stdin && r.saved.Stdin, Stdout: cc.Stdio.Stdout && r.saved.Stdout, Stderr: cc.Stdio.Stderr && r.saved.Stderr,
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.restore == nil {
+		s.restore = r
 	}
-	if !fresh {
-		return nil, fmt.Errorf("checkpoint %s: the pod has a machine already: %w", dir, errdefs.ErrFailedPrecondition)
-	}
-	return r, nil
+	return s.restore, nil
 }
 
-// disks makes the container's disks what they were: read-only ones must be, and
-// the others get the content that was saved.
-func (r *restore) disks(d *containerDisks) error {
-	sources := d.sources()
-	if len(sources) != len(r.c.Disks) {
-		return fmt.Errorf("checkpoint: the pod had %d disks, the container has %d: %w", len(r.c.Disks), len(sources), errdefs.ErrInvalidArgument)
+// restorePod is the checkpoint of a pod that starts without a container, nil for none.
+func (s *Sandbox) restorePod() (*restore, error) {
+	if dir := s.o.Config.Runtime.Restore; dir != "" {
+		return s.openRestore(dir)
 	}
-	for i, src := range sources {
-		was := r.c.Disks[i]
-		if was.ReadOnly != src.ReadOnly {
-			return fmt.Errorf("checkpoint: disk %s: read-only was %t and is %t: %w", was.ID, was.ReadOnly, src.ReadOnly, errdefs.ErrInvalidArgument)
-		}
-		if !src.ReadOnly {
-			if err := r.c.LoadDisk(was, src.Parts[0].File); err != nil {
-				return err
-			}
-			continue
-		}
-		now, err := describeDisks([]hypervisor.Disk{{ID: was.ID, Parts: src.Parts, ReadOnly: true}})
-		if err != nil {
-			return fmt.Errorf("checkpoint: %w", err)
-		}
-		for k, p := range now[0].Parts {
-			if k >= len(was.Parts) || p != was.Parts[k] {
-				return fmt.Errorf("checkpoint: disk %s: part %d (%s) is not what the pod had: it needs the same image: %w",
-					was.ID, k, src.Parts[k].File.Name(), errdefs.ErrInvalidArgument)
-			}
-		}
+	return nil, nil
+}
+
+// restoreFor is the checkpoint of the pod of a container that is created, nil for
+// none, and whether the container is its first.
+func (s *Sandbox) restoreFor(cc ContainerConfig) (r *restore, first bool, err error) {
+	s.mu.Lock()
+	r, first = s.restore, s.pod == nil && len(s.containers) == 0 && s.state == Created
+	s.mu.Unlock()
+	dir := cc.Checkpoint
+	switch {
+	case r != nil && (dir == "" || dir == r.c.Dir()):
+		return r, first, nil
+	case dir != "" && !first:
+		return nil, false, fmt.Errorf("checkpoint %s: the pod has a machine already, which did not begin with it: %w", dir, errdefs.ErrFailedPrecondition)
+	case dir == "" && first:
+		dir = s.o.Config.Runtime.Restore
 	}
-	return nil
+	if dir == "" {
+		return nil, first, nil
+	}
+	r, err = s.openRestore(dir)
+	return r, first, err
+}
+
+// takeoverOf is the saved container that one that is created goes on with, nil for
+// a new one.
+func (s *Sandbox) takeoverOf(cc ContainerConfig) (*takeover, error) {
+	r, first, err := s.restoreFor(cc)
+	if r == nil || err != nil {
+		return nil, err
+	}
+	name := savedName(cc.ID, cc.Spec.Annotations)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	saved, ok := r.left[name]
+	switch {
+	case !ok && (first || cc.Checkpoint != ""):
+		return nil, fmt.Errorf("checkpoint %s is of pod %s with the containers %s: there is no %s: %w",
+			r.c.Dir(), r.c.Sandbox, strings.Join(slices.Sorted(maps.Keys(r.left)), ", "), name, errdefs.ErrInvalidArgument)
+	case !ok:
+		return nil, nil
+	case saved.Terminal != cc.Spec.Process.Terminal:
+		return nil, fmt.Errorf("checkpoint %s: container %s: terminal is %t, %t is wanted: %w", r.c.Dir(), name, saved.Terminal, cc.Spec.Process.Terminal, errdefs.ErrInvalidArgument)
+	}
+	delete(r.left, name)
+	return &takeover{restore: r, saved: saved, wants: agentclient.StdioWants{
+		Stdin: cc.Stdio.Stdin && saved.Stdin, Stdout: cc.Stdio.Stdout && saved.Stdout, Stderr: cc.Stdio.Stderr && saved.Stderr,
+	}}, nil
+}
+
+// giveUp undoes takeoverOf, unless the container has taken over what it is of.
+func (s *Sandbox) giveUp(t *takeover) {
+	if t == nil || t.done {
+		return
+	}
+	t.mu.Lock()
+	t.left[t.saved.Name] = t.saved
+	t.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pod == nil && len(s.containers) == 0 && s.state == Created {
+		s.restore = nil // the next one may begin otherwise
+	}
+}
+
+// waiting are the containers that nobody has taken over.
+func (r *restore) waiting() (out []checkpoint.Container) {
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(r.left)) {
+		out = append(out, r.left[name])
+	}
+	return out
 }
 
 // into makes a machine go on with the checkpoint.
@@ -109,17 +183,6 @@ func (r *restore) into(m *machine, vc *hypervisor.Config, key template.Key) (err
 	vc.Memory, err = r.c.LoadMemory()
 	vc.Whole = true
 	return err
-}
-
-// adopt connects to the guest that has gone on, and to the container's process.
-func (r *restore) adopt(ctx context.Context, m *machine, vm hypervisor.VM) (err error) {
-	var all []*agentclient.Stdio
-	m.agent, all, err = agentclient.Adopt(ctx, vm, []agentclient.Adopted{{Container: r.saved.ID, Exec: r.saved.ID, Stdio: r.wants}})
-	if err != nil {
-		return &hypervisor.StartError{Phase: "restore", Err: err, Console: vm.Info().ConsoleTail()}
-	}
-	r.stdio = all[0]
-	return nil
 }
 
 // network tells the guest what is not in its namespace as it was.
@@ -137,19 +200,30 @@ func (r *restore) network(ctx context.Context, m *machine) error {
 			m.log.Info("the pod's network is not the saved one", "device", now.Name, "was", was.String(), "is", now.String())
 		}
 	}
-	return m.net.Configure(ctx, m.vm.Info().NICs, m.agent)
+	return m.net.Move(ctx, m.vm.Info().NICs, m.agent)
 }
 
-// takeOver is what is left of a container's creation when its machine has gone on
-// with it.
-func (c *Container) takeOver(r *restore) error {
+// savedUser holds the disks of a saved container until it is taken over.
+func savedUser(guestID string) string { return "saved/" + guestID }
+
+// takeOver is what is left of a container's creation in a machine that has gone on with it.
+func (c *Container) takeOver(ctx context.Context, disks *containerDisks) error {
+	defer disks.close() // of the first one those are the machine's
 	m, err := c.s.running()
 	if err != nil {
 		return err
 	}
-	c.restored = r
-	c.init.made(r.stdio, r.saved.PID)
-	m.sizer.set(c.id, merge(nil, c.spec.Linux.Resources))
+	t := c.restored
+	stdio, err := m.agent.Adopt(ctx, agentclient.Adopted{Container: c.guest, Exec: c.guest, Stdio: t.wants})
+	if err != nil {
+		return err
+	}
+	c.init.made(stdio, t.saved.PID)
+	c.s.disks.Pass(savedUser(c.guest), c.id)
+	t.done = true
+	if c.spec.Annotations[containerTypeKey] != "sandbox" {
+		m.sizer.set(c.id, merge(nil, c.spec.Linux.Resources))
+	}
 	if !m.work(func() { c.init.wait(m) }) {
 		return fmt.Errorf("%w while the container was restored", ErrStopped)
 	}
@@ -159,11 +233,23 @@ func (c *Container) takeOver(r *restore) error {
 // goOn is Start for a container that was restored.
 func (c *Container) goOn(ctx context.Context, m *machine) error {
 	if c.restored.saved.State == Created.String() {
-		_, err := m.agent.StartContainer(ctx, &agentpb.StartContainerRequest{ContainerId: c.id})
+		_, err := m.agent.StartContainer(ctx, &agentpb.StartContainerRequest{ContainerId: c.guest})
 		return err
 	}
-	_, err := m.agent.ResumeContainer(ctx, &agentpb.ResumeContainerRequest{ContainerId: c.id})
+	_, err := m.agent.ResumeContainer(ctx, &agentpb.ResumeContainerRequest{ContainerId: c.guest})
 	return err
+}
+
+// savedCopy is the copy that the restored guest has of what a mount at that place
+// shows; nil for a container that is new.
+func (c *Container) savedCopy(destination string) (*storage.SyncedCopy, error) {
+	if c.restored == nil {
+		return nil, nil
+	}
+	if was, ok := c.restored.saved.Volumes[destination]; ok {
+		return &was, nil
+	}
+	return nil, errors.New("the saved container has no such mount")
 }
 
 // checkRestorable refuses what a restored container cannot have.
@@ -178,5 +264,5 @@ func (c *Container) checkRestorable(d *containerDisks) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("restore: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	return nil
+	return c.restored.fits(d.sources())
 }

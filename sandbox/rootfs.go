@@ -106,7 +106,8 @@ type first struct {
 	// noShare: nothing of the host is shared with the guest at its start; shareLater:
 	// other containers may need that.
 	noShare, shareLater bool
-	restore             *restore
+	restore             *restore  // of the pod, nil for one that boots
+	takeover            *takeover // of the container, not nil then; nil in a pod that starts without
 }
 
 // groupKey is set by clients of containerd on a container that others are to join.
@@ -128,7 +129,7 @@ func (s *Sandbox) firstOf(c *Container, disks *containerDisks) first {
 
 // firstOfPod is that of a pod that begins without a container.
 func (s *Sandbox) firstOfPod() first {
-	if s.o.Config.QEMU.SharedFS == "none" {
+	if s.o.Config.QEMU.SharedFS == "none" || s.o.Config.Runtime.EnableCheckpoint {
 		return first{noShare: true}
 	}
 	later := s.o.Config.QEMU.VirtioFSWhenNeeded && s.plugsShares()

@@ -84,8 +84,9 @@ type Sandbox struct {
 	reason     error                 // guarded by mu; why the machine ended or did not start
 	pod        *PodConfig            // guarded by mu; of a pod that starts without a container
 	starting   bool                  // guarded by mu; Start was called
+	restore    *restore              // guarded by mu; what the pod goes on from, nil for a new one
 
-	leftInGuest []string // guarded by mu; ids of deleted containers that the guest still holds
+	leftInGuest []*Container // guarded by mu; deleted ones that the guest still holds
 	endOnce     sync.Once
 
 	// Written once by start before up is closed, read after it.
@@ -299,8 +300,9 @@ type machine struct {
 	net    *network.Network               // nil before it is connected
 	cgroup *cgroup.Group                  // nil before it is joined, and without cgroups
 	sizer  *sizer                         // nil before the size is known
-	saves  *savable                       // nil for a machine that cannot be saved
-	saving atomic.Bool                    // a checkpoint is under way
+	disks  *storage.Disks
+	saves  *savable    // nil for a machine that cannot be saved
+	saving atomic.Bool // a checkpoint is under way
 	// restored is the state that the machine was restored from, nil for one that
 	// was booted.
 	restored *os.File
@@ -412,8 +414,9 @@ func (m *machine) release(share *storage.Share) {
 	m.mu.Unlock()
 	m.workers.Wait()
 	if m.saves != nil {
-		m.saves.close()
+		m.saves.memory.Close()
 	}
+	m.disks.LetGo()
 	if m.restored != nil {
 		m.restored.Close()
 	}

@@ -4,17 +4,14 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/hypervisor/qemu"
@@ -22,6 +19,7 @@ import (
 	"github.com/kata-v2/kata/protocols"
 	"github.com/kata-v2/kata/protocols/agentpb"
 	"github.com/kata-v2/kata/sandbox/checkpoint"
+	"github.com/kata-v2/kata/sandbox/storage"
 	"github.com/kata-v2/kata/sandbox/template"
 )
 
@@ -31,15 +29,8 @@ const parkTimeout = 30 * time.Second
 // savable is what is kept of a machine that can be saved.
 type savable struct {
 	key    template.Key
+	ports  int // for devices, those of its disks included
 	memory *os.File
-	disks  []hypervisor.Disk // their files are ours
-}
-
-func (v *savable) close() {
-	v.memory.Close()
-	for _, d := range v.disks {
-		d.Close()
-	}
 }
 
 // keyer is a hypervisor that says on what its machines depend.
@@ -69,12 +60,7 @@ func (s *Sandbox) makeSavable(ctx context.Context, m *machine, vc *hypervisor.Co
 	if err != nil {
 		return err
 	}
-	own, err := hypervisor.Config{Disks: vc.Disks}.Dup()
-	if err != nil {
-		vc.Memory.Close()
-		return err
-	}
-	m.saves = &savable{key: key, memory: vc.Memory, disks: own.Disks}
+	m.saves = &savable{key: key, ports: vc.HotplugPorts + len(vc.Disks), memory: vc.Memory}
 	return nil
 }
 
@@ -92,7 +78,7 @@ func (s *Sandbox) Checkpoint(ctx context.Context, dir string, end bool) (err err
 		return fmt.Errorf("checkpoint: another one is under way: %w", errdefs.ErrUnavailable)
 	}
 	defer m.saving.Store(false)
-	c, err := s.checkpointed(m)
+	p, err := s.parkable(m)
 	if err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
@@ -109,13 +95,13 @@ func (s *Sandbox) Checkpoint(ctx context.Context, dir string, end bool) (err err
 		}
 	}()
 	began := time.Now()
-	manifest, err := c.manifest(ctx, m)
+	manifest, err := s.manifest(ctx, m, p, w)
 	if err != nil {
 		return err
 	}
-	stood, err := s.still(ctx, m, c, end, func() error {
+	stood, err := s.still(ctx, m, p.containers, end, func() error {
 		manifest.Created = time.Now().UTC()
-		return m.saves.write(ctx, m.vm, w, manifest)
+		return m.saves.write(ctx, m.vm, w, manifest, p.disks)
 	})
 	if err != nil {
 		return err
@@ -135,13 +121,15 @@ func (s *Sandbox) Checkpoint(ctx context.Context, dir string, end bool) (err err
 
 // still brings the pod to rest, runs f, and lets it go on unless it is to end and
 // f has succeeded.
-func (s *Sandbox) still(ctx context.Context, m *machine, c *Container, end bool, f func() error) (stood time.Duration, err error) {
+func (s *Sandbox) still(ctx context.Context, m *machine, all []*Container, end bool, f func() error) (stood time.Duration, err error) {
 	pctx, cancel := context.WithTimeout(ctx, parkTimeout)
 	defer cancel()
 	undo := context.WithoutCancel(ctx)
-	if c.init.State() == Running {
-		req := &agentpb.PauseContainerRequest{ContainerId: c.id}
-		if _, err := m.agent.PauseContainer(pctx, req); err != nil {
+	for _, c := range all {
+		if c.init.State() != Running {
+			continue
+		}
+		if _, err := m.agent.PauseContainer(pctx, &agentpb.PauseContainerRequest{ContainerId: c.guest}); err != nil {
 			return 0, fmt.Errorf("checkpoint: freeze container %s: %w", c.id, m.agent.Err(err))
 		}
 		defer func() {
@@ -150,8 +138,8 @@ func (s *Sandbox) still(ctx context.Context, m *machine, c *Container, end bool,
 			}
 			rctx, cancel := context.WithTimeout(undo, parkTimeout)
 			defer cancel()
-			if _, rerr := m.agent.ResumeContainer(rctx, &agentpb.ResumeContainerRequest{ContainerId: c.id}); rerr != nil {
-				err = errors.Join(err, fmt.Errorf("checkpoint: the container stays frozen: %w", m.agent.Err(rerr)))
+			if _, rerr := m.agent.ResumeContainer(rctx, &agentpb.ResumeContainerRequest{ContainerId: c.guest}); rerr != nil {
+				err = errors.Join(err, fmt.Errorf("checkpoint: container %s stays frozen: %w", c.id, m.agent.Err(rerr)))
 			}
 		}()
 	}
@@ -180,7 +168,7 @@ func (s *Sandbox) still(ctx context.Context, m *machine, c *Container, end bool,
 }
 
 // write saves the machine, which stands still afterwards.
-func (v *savable) write(ctx context.Context, vm hypervisor.VM, w *checkpoint.Writer, m *checkpoint.Manifest) error {
+func (v *savable) write(ctx context.Context, vm hypervisor.VM, w *checkpoint.Writer, m *checkpoint.Manifest, disks []storage.Kept) error {
 	state, err := w.State()
 	if err != nil {
 		return err
@@ -192,7 +180,7 @@ func (v *savable) write(ctx context.Context, vm hypervisor.VM, w *checkpoint.Wri
 	if m.Memory, err = w.Memory(v.memory); err != nil {
 		return err
 	}
-	for i, d := range v.disks {
+	for i, d := range disks {
 		if d.ReadOnly {
 			continue
 		}
@@ -213,131 +201,114 @@ func (v *savable) write(ctx context.Context, vm hypervisor.VM, w *checkpoint.Wri
 // reopen opens a file once more, so that the place in it is our own: QEMU has the other one.
 func reopen(f *os.File) (*os.File, error) { return os.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd())) }
 
-// checkpointed is the container of a pod that can be saved, or the reason why it cannot.
-func (s *Sandbox) checkpointed(m *machine) (*Container, error) {
-	refuse := func(format string, args ...any) error {
-		return fmt.Errorf(format+": %w", append(args, errdefs.ErrFailedPrecondition)...)
+// keepPart copies a piece of a disk into the checkpoint.
+func keepPart(disk string, i int, p hypervisor.DiskPart, w *checkpoint.Writer) (checkpoint.File, error) {
+	f, err := reopen(p.File)
+	if err != nil {
+		return checkpoint.File{}, err
 	}
-	switch {
-	case m.daemon.Load() != nil:
-		return nil, refuse("the pod shares files of the host by virtio-fs, whose device QEMU cannot save: use roots on disks (docs/storage.md), volumes that are synced, and runtime.enable_checkpoint")
-	case m.saves == nil && m.vm.Info().Vsock == hypervisor.VsockVhostUser:
-		return nil, refuse("the pod has a vhost-user-vsock device, which QEMU cannot save: start it with runtime.enable_checkpoint")
-	case m.saves == nil:
-		return nil, refuse("the pod was not started with runtime.enable_checkpoint, so its memory is not where it could be saved")
+	defer f.Close()
+	return w.Part(disk, i, f)
+}
+
+// StandsForPod refuses the checkpoint of one container of several: the machine is
+// saved as a whole. The pod's first container, whose id is the pod's, stands for all.
+func (s *Sandbox) StandsForPod(container string) error {
+	if container == s.o.ID {
+		return nil
 	}
 	s.mu.Lock()
-	pod := s.pod
-	var all []*Container
-	for _, c := range s.containers {
-		all = append(all, c)
+	defer s.mu.Unlock()
+	for id, c := range s.containers {
+		if id != container && c.spec.Annotations[containerTypeKey] != "sandbox" {
+			return unsavable("container %s shares its machine with container %s: what can be saved is the pod (kata-ctl checkpoint %s DIRECTORY)", container, id, s.o.ID)
+		}
 	}
+	return nil
+}
+
+// parked is what is saved of a pod.
+type parked struct {
+	containers []*Container           // by id
+	waiting    []checkpoint.Container // of the checkpoint that the pod began with
+	disks      []storage.Kept
+}
+
+// unsavable is the reason why a pod cannot be saved.
+func unsavable(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, errdefs.ErrFailedPrecondition)...)
+}
+
+// parkable is what is to be saved, or the reason why the pod cannot be.
+func (s *Sandbox) parkable(m *machine) (*parked, error) {
+	switch {
+	case m.daemon.Load() != nil:
+		return nil, unsavable("the pod shares files of the host by virtio-fs, whose device QEMU cannot save: use roots on disks (docs/storage.md), volumes that are synced, and runtime.enable_checkpoint")
+	case m.saves == nil && m.vm.Info().Vsock == hypervisor.VsockVhostUser:
+		return nil, unsavable("the pod has a vhost-user-vsock device, which QEMU cannot save: start it with runtime.enable_checkpoint")
+	case m.saves == nil:
+		return nil, unsavable("the pod was not started with runtime.enable_checkpoint, so its memory is not where it could be saved")
+	}
+	s.mu.Lock()
+	p := &parked{waiting: s.restore.waiting()}
+	var making, names []string
+	for id, c := range s.containers {
+		p.containers = append(p.containers, c)
+		if names = append(names, c.name()); !c.published {
+			making = append(making, id)
+		}
+	}
+	left := len(s.leftInGuest)
 	s.mu.Unlock()
-	if pod != nil || len(all) != 1 || all[0].id != s.o.ID {
-		return nil, refuse("the pod has %d containers, or began without any: only one that is a single container can be saved", len(all))
+	for _, w := range p.waiting {
+		names = append(names, w.Name)
 	}
-	c := all[0]
+	switch twice := duplicate(names); {
+	case len(making) > 0:
+		return nil, unsavable("container %s is being created", making[0])
+	case left > 0:
+		return nil, unsavable("a container that was deleted is still in the guest")
+	case twice != "":
+		return nil, unsavable("two containers have the name %s, by which a restored pod finds them", twice)
+	}
+	slices.SortFunc(p.containers, func(a, b *Container) int { return strings.Compare(a.id, b.id) })
+	for _, c := range p.containers {
+		if err := c.parkable(); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	if p.disks, err = s.disks.Kept(); err != nil {
+		return nil, err
+	}
+	for _, d := range p.disks {
+		for _, part := range d.Parts {
+			st, err := part.File.Stat()
+			if err != nil {
+				return nil, err
+			}
+			if !st.Mode().IsRegular() {
+				return nil, unsavable("disk %s is the block device %s: only files are kept", d.ID, part.File.Name())
+			}
+		}
+	}
+	return p, nil
+}
+
+// parkable refuses a container that cannot be saved.
+func (c *Container) parkable() error {
 	if state := c.init.State(); state == Stopped || state == Deleted {
-		return nil, refuse("container %s is %s", c.id, state)
+		return unsavable("container %s is %s: delete it first", c.id, state)
+	}
+	if len(c.direct) > 0 {
+		return unsavable("container %s has a direct-assigned volume, whose content is not the pod's", c.id)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for id, p := range c.execs {
 		if state := p.State(); state == Running {
-			return nil, refuse("process %s, which was added to container %s, runs: its client would be lost; wait for its end", id, c.id)
+			return unsavable("process %s, which was added to container %s, runs: its client would be lost; wait for its end", id, c.id)
 		}
 	}
-	if n := s.disks.Attached(); n != len(m.saves.disks) {
-		return nil, refuse("%d of the pod's %d disks were attached while it ran", n-len(m.saves.disks), n)
-	}
-	for _, d := range m.saves.disks {
-		st, err := d.Parts[0].File.Stat()
-		if err != nil {
-			return nil, err
-		}
-		if !d.ReadOnly && !st.Mode().IsRegular() {
-			return nil, refuse("disk %s is the block device %s: only files are kept", d.ID, d.Parts[0].File.Name())
-		}
-	}
-	return c, nil
-}
-
-// manifest says what the checkpoint of a pod of one container is, but for what is
-// only known when it stands still.
-func (c *Container) manifest(ctx context.Context, m *machine) (*checkpoint.Manifest, error) {
-	spec, err := json.Marshal(c.spec)
-	if err != nil {
-		return nil, fmt.Errorf("checkpoint: specification: %w", err)
-	}
-	w := c.init.wants
-	out := &checkpoint.Manifest{
-		Sandbox: c.s.o.ID, Machine: m.saves.key,
-		Containers: []checkpoint.Container{{
-			ID: c.id, Bundle: c.bundle, State: c.init.State().String(), PID: c.init.GuestPID(),
-			Terminal: c.init.Terminal(), Stdin: w.Stdin, Stdout: w.Stdout, Stderr: w.Stderr, Spec: spec,
-		}},
-	}
-	if out.Disks, err = describeDisks(m.saves.disks); err != nil {
-		return nil, fmt.Errorf("checkpoint: %w", err)
-	}
-	interfaces, routes, err := m.net.Guest(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("checkpoint: network: %w", err)
-	}
-	if out.Interfaces, err = wireJSON(interfaces); err == nil {
-		out.Routes, err = wireJSON(routes)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("checkpoint: network: %w", err)
-	}
-	return out, nil
-}
-
-// describeDisks are the disks without the content of those that are written.
-func describeDisks(disks []hypervisor.Disk) (out []checkpoint.Disk, err error) {
-	for _, d := range disks {
-		o := checkpoint.Disk{ID: d.ID, ReadOnly: d.ReadOnly}
-		for i, p := range d.Parts {
-			if !d.ReadOnly {
-				break
-			}
-			f, err := reopen(p.File)
-			if err != nil {
-				return nil, err
-			}
-			sum, err := checkpoint.DigestOf(f)
-			f.Close()
-			if err != nil {
-				return nil, fmt.Errorf("disk %s: part %d (%s): %w", d.ID, i, filepath.Base(p.File.Name()), err)
-			}
-			o.Parts = append(o.Parts, sum)
-		}
-		out = append(out, o)
-	}
-	return out, nil
-}
-
-func wireJSON[M proto.Message](all []M) (out []json.RawMessage, err error) {
-	for _, m := range all {
-		b, err := protojson.Marshal(m)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, b)
-	}
-	return out, nil
-}
-
-// sameWire tells whether messages are those that were written.
-func sameWire[M proto.Message](saved []json.RawMessage, now []M) bool {
-	if len(saved) != len(now) {
-		return false
-	}
-	for i, m := range now {
-		was := m.ProtoReflect().New().Interface()
-		if protojson.Unmarshal(saved[i], was) != nil || !proto.Equal(was, m) {
-			return false
-		}
-	}
-	return true
+	return nil
 }

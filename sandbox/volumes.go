@@ -162,7 +162,11 @@ func (c *Container) syncVolumes(share *storage.Share) error {
 			plan = mountSynced
 		}
 		if plan == mountSynced {
-			path, err := share.Sync(c.id, m.Source, !readOnly(m.Options))
+			was, err := c.savedCopy(m.Destination)
+			var path string
+			if err == nil {
+				path, err = share.Sync(c.id, m.Source, !readOnly(m.Options), was)
+			}
 			if err == nil {
 				c.sources[i], c.synced = path, append(c.synced, i)
 				continue

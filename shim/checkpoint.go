@@ -20,12 +20,15 @@ import (
 	"github.com/kata-v2/kata/sandbox/checkpoint"
 )
 
-// Checkpoint saves the pod of a task in a directory: that of the request, or the
+// Checkpoint saves the pod of a task, its only one or its first, in a directory: that of the request, or the
 // one that the options of runc name, whose "exit" ends the pod. What else these
 // options say is about processes on a host and has no meaning for a machine.
 func (s *service) Checkpoint(ctx context.Context, r *taskpb.CheckpointRequest) (*emptypb.Empty, error) {
 	if _, err := s.task(r.Id); err != nil {
 		return nil, err
+	}
+	if err := s.sb.StandsForPod(r.Id); err != nil {
+		return nil, fmt.Errorf("checkpoint: %w", err)
 	}
 	var o options.CheckpointOptions
 	if r.Options != nil && r.Options.MessageIs(&o) {

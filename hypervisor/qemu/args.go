@@ -135,7 +135,7 @@ func arguments(c hypervisor.Config, l layout) []string {
 	}
 	a = append(a, portArguments(ports(c)+sharePorts(c))...)
 	for i, d := range c.Disks {
-		a = append(a, diskArguments(d, l.Disks[i], i, c.Restore != nil && !c.Whole)...)
+		a = append(a, diskArguments(d, l.Disks[i], diskPort(c, i), c.Restore != nil && !c.Whole)...)
 	}
 	if l.Sandbox {
 		a = append(a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")

@@ -103,6 +103,26 @@ func TestMicroVMRefusesWhatItHasNot(t *testing.T) {
 	}
 }
 
+// The disks of a restored machine are in the ports in which they were.
+func TestDiskPlaces(t *testing.T) {
+	c := hypervisor.Config{HotplugPorts: 2, Disks: []hypervisor.Disk{{ID: "disk0"}, {ID: "disk2", Place: portPlace(3)}}}
+	if a, b := diskPort(c, 0), diskPort(c, 1); a != 0 || b != 3 {
+		t.Errorf("disks are in the ports %d and %d", a, b)
+	}
+	if err := checkPlaces(c); err != nil {
+		t.Error(err)
+	}
+	if p := newPlugs(c); strings.Join(p.ports, ",") != "disk0,,,disk2" {
+		t.Errorf("ports: %q", p.ports)
+	}
+	for place, why := range map[string]string{portPlace(0): "disk disk2: disk disk0 is in its place", "77/00": "disk disk2: the machine has no place 77/00"} {
+		c.Disks[1].Place = place
+		if err := checkPlaces(c); err == nil || !strings.Contains(err.Error(), why) {
+			t.Errorf("place %s: %v; want %q", place, err, why)
+		}
+	}
+}
+
 func TestHugePagesMustBeThere(t *testing.T) {
 	pools := t.TempDir()
 	set := func(files map[string]string) {

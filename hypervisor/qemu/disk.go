@@ -82,6 +82,35 @@ func checkDisk(d hypervisor.Disk) error {
 	return nil
 }
 
+// diskPort is the root port of a disk that the machine has from the start: the one
+// of its Place, else as many as come before it.
+func diskPort(c hypervisor.Config, i int) int {
+	if place := c.Disks[i].Place; place != "" {
+		for port := range ports(c) {
+			if portPlace(port) == place {
+				return port
+			}
+		}
+	}
+	return i
+}
+
+// checkPlaces refuses disks that are not each in a port of its own.
+func checkPlaces(c hypervisor.Config) error {
+	in := map[int]string{}
+	for i, d := range c.Disks {
+		port := diskPort(c, i)
+		if d.Place != "" && portPlace(port) != d.Place {
+			return fmt.Errorf("disk %s: the machine has no place %s", d.ID, d.Place)
+		}
+		if other, taken := in[port]; taken {
+			return fmt.Errorf("disk %s: disk %s is in its place %s", d.ID, other, portPlace(port))
+		}
+		in[port] = d.ID
+	}
+	return nil
+}
+
 // inheritDisks passes the disks' files on; they belong to the backend from now
 // on, also when it fails.
 func (s *start) inheritDisks() {

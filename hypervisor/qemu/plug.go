@@ -35,7 +35,7 @@ func newPlugs(c hypervisor.Config) *plugs {
 		}
 	}
 	for i, d := range c.Disks {
-		p.nics[d.ID], p.ports[i] = true, d.ID
+		p.nics[d.ID], p.ports[diskPort(c, i)] = true, d.ID
 	}
 	return p
 }

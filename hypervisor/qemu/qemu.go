@@ -159,6 +159,9 @@ func (s *start) config(context.Context) error {
 	if err := checkDisks(c.Disks); err != nil {
 		return err
 	}
+	if err := checkPlaces(*c); err != nil {
+		return err
+	}
 	if err := s.describeDisks(); err != nil {
 		return err
 	}
@@ -288,7 +291,7 @@ func (s *start) qmp(ctx context.Context) error {
 		s.vm.info.NICs = append(s.vm.info.NICs, place)
 	}
 	for i := range s.c.Disks {
-		s.vm.info.Disks = append(s.vm.info.Disks, portPlace(i))
+		s.vm.info.Disks = append(s.vm.info.Disks, portPlace(diskPort(s.c, i)))
 	}
 	return nil
 }

@@ -196,7 +196,7 @@ func (s *start) plugRest(ctx context.Context) error {
 		if s.c.Whole {
 			break
 		}
-		if err := s.vm.qmp.execute(ctx, "device_add", diskDevice(d, i), nil); err != nil {
+		if err := s.vm.qmp.execute(ctx, "device_add", diskDevice(d, diskPort(s.c, i)), nil); err != nil {
 			return fmt.Errorf("disk %s: %w", d.ID, err)
 		}
 	}

@@ -22,6 +22,7 @@ import (
 // savable is a lab whose pods can be saved.
 func savable() lab.Options {
 	o := quota()
+	o.CRI = true
 	o.Kata = &lab.Kata{Set: map[string]string{
 		"runtime.enable_checkpoint": "true", "hypervisor.qemu.enable_annotations": `["restore"]`,
 	}}
@@ -154,10 +155,10 @@ func (s *saved) restoresRefused(first, whole string) {
 	s.Helper()
 	other := onBusybox(s.T, layered("example.com/unlike:latest", 1))
 	s.importImage(other)
-	elsewhere, _ := wired(s.T)
-	s.refused("another network", s.run(whole, lab.BusyboxImage, "saved", elsewhere), "saved", "checkpoint of another machine: network device 0 was")
+	elsewhere := lab.NewNetNS(s.T)
+	s.refused("no network", s.run(whole, lab.BusyboxImage, "saved", elsewhere), "saved", "checkpoint of another machine: network device 0 was")
 	s.refused("another image", s.run(whole, other.Name, "saved", s.pod), "saved", "is not what the pod had: it needs the same image")
-	s.refused("another id", s.run(whole, lab.BusyboxImage, "other", s.pod), "other", "is of container saved in pod saved")
+	s.refused("another id", s.run(whole, lab.BusyboxImage, "other", s.pod), "other", "is of pod saved with the containers saved: there is no other")
 	s.refused("none", s.run(filepath.Join(s.dir, "none"), lab.BusyboxImage, "saved", s.pod), "saved", "no such file or directory")
 	s.must(os.Truncate(filepath.Join(first, "memory"), 4096))
 	s.refused("truncated", s.run(first, lab.BusyboxImage, "saved", s.pod), "saved", "it is truncated")

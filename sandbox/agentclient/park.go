@@ -91,14 +91,14 @@ func (c *Client) Park(ctx context.Context) error {
 // connection is still there.
 func (c *Client) Attach(ctx context.Context) error {
 	if p := c.link.present(); p != nil {
-		return c.attachStreams(ctx, p.checkpoint)
+		return c.attachStreams(ctx, p.checkpoint, c.stays.list())
 	}
 	conn, err := c.vm.Dial(ctx, protocols.AgentPort)
 	if err != nil {
 		return c.Err(fmt.Errorf("attach: %w", err))
 	}
 	rpc := ttrpc.NewClient(conn)
-	if err := c.attachStreams(ctx, agentpb.NewCheckpointClient(rpc)); err != nil {
+	if err := c.attachStreams(ctx, agentpb.NewCheckpointClient(rpc), c.stays.list()); err != nil {
 		rpc.Close()
 		return err
 	}
@@ -106,8 +106,7 @@ func (c *Client) Attach(ctx context.Context) error {
 	return nil
 }
 
-func (c *Client) attachStreams(ctx context.Context, agent agentpb.CheckpointService) (err error) {
-	all := c.stays.list()
+func (c *Client) attachStreams(ctx context.Context, agent agentpb.CheckpointService, all []*Stdio) (err error) {
 	conns := make([][3]net.Conn, len(all))
 	defer func() {
 		if err == nil {
@@ -172,22 +171,29 @@ type Adopted struct {
 	Stdio StdioWants
 }
 
-// Adopt connects to the agent of a restored guest, whose streams are parked, and
-// returns those of its processes in their order.
-func Adopt(ctx context.Context, vm hypervisor.VM, processes []Adopted) (*Client, []*Stdio, error) {
+// ConnectRestored connects to the agent of a restored guest, whose streams are
+// parked: those of a process flow from Adopt on.
+func ConnectRestored(ctx context.Context, vm hypervisor.VM) (*Client, error) {
 	c := newClient(vm)
 	if c.stays == nil {
-		return nil, nil, fmt.Errorf("vsock backend is %q: a guest is restored with %q only: %w", vm.Info().Vsock, hypervisor.VsockSerial, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("vsock backend is %q: a guest is restored with %q only: %w", vm.Info().Vsock, hypervisor.VsockSerial, errdefs.ErrFailedPrecondition)
 	}
 	c.streams, c.unified = true, true
-	var out []*Stdio
-	for _, p := range processes {
-		s := &Stdio{container: p.Container, exec: p.Exec}
-		c.stays.expect(s, p.Stdio)
-		out = append(out, s)
+	return c, c.Attach(ctx)
+}
+
+// Adopt gives a process of a restored guest its streams.
+func (c *Client) Adopt(ctx context.Context, a Adopted) (*Stdio, error) {
+	p, err := c.link.get(ctx, true)
+	if err != nil {
+		return nil, c.Err(err)
 	}
-	if err := c.Attach(ctx); err != nil {
-		return nil, nil, err
+	defer c.link.done()
+	s := &Stdio{container: a.Container, exec: a.Exec}
+	c.stays.expect(s, a.Stdio)
+	if err := c.attachStreams(ctx, p.checkpoint, []*Stdio{s}); err != nil {
+		s.Close()
+		return nil, err
 	}
-	return c, out, nil
+	return s, nil
 }

@@ -93,10 +93,12 @@ func (v *parkVM) Park(context.Context, *emptypb.Empty) (*emptypb.Empty, error) {
 }
 
 func (v *parkVM) Attach(_ context.Context, r *agentpb.AttachRequest) (*emptypb.Empty, error) {
-	if len(r.Processes) != 1 {
+	if len(r.Processes) > 1 {
 		return nil, errors.New("not one process")
 	}
-	v.claim(r.Processes[0].StdinPort, r.Processes[0].StdoutPort)
+	for _, p := range r.Processes {
+		v.claim(p.StdinPort, p.StdoutPort)
+	}
 	return &emptypb.Empty{}, nil
 }
 
@@ -125,10 +127,11 @@ func TestParkAndAttach(t *testing.T) {
 	go func() { served <- srv.Serve(ctx, v) }()
 	t.Cleanup(func() { close(v.agents); srv.Close(); <-served })
 
-	c, all, err := Adopt(ctx, v, []Adopted{{Container: "c", Exec: "c", Stdio: StdioWants{Stdin: true, Stdout: true}}})
+	c, err := ConnectRestored(ctx, v)
 	noErr(t, err)
 	defer c.link.close()
-	s := all[0]
+	s, err := c.Adopt(ctx, Adopted{Container: "c", Exec: "c", Stdio: StdioWants{Stdin: true, Stdout: true}})
+	noErr(t, err)
 	status := make(chan int32)
 	go func() {
 		r, err := c.WaitProcess(ctx, &agentpb.WaitProcessRequest{})

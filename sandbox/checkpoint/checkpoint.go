@@ -10,11 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/kata-v2/kata/hypervisor"
 	"github.com/kata-v2/kata/sandbox/template"
 )
 
@@ -27,63 +27,16 @@ const (
 )
 
 // formatVersion changes when an older checkpoint cannot be read any more.
-const formatVersion = 1
-
-// Manifest says what a checkpoint is.
-type Manifest struct {
-	Version int       `json:"version"`
-	Sandbox string    `json:"sandbox"` // the pod's id
-	Created time.Time `json:"created"` // when the guest stood still
-	// Machine is what a machine must be like that goes on with it.
-	Machine template.Key `json:"machine"`
-	Memory  File         `json:"memory"`
-	State   File         `json:"state"`
-	Disks   []Disk       `json:"disks"`
-	// Interfaces and Routes are the guest's network: messages of the agent's
-	// protocol in the JSON form of protobuf.
-	Interfaces []json.RawMessage `json:"interfaces"`
-	Routes     []json.RawMessage `json:"routes"`
-	Containers []Container       `json:"containers"`
-}
-
-// File is a sparse file of the checkpoint.
-type File struct {
-	Bytes  int64  `json:"bytes"`
-	SHA256 string `json:"sha256"` // of what is not zero, see template.CopySparse
-}
-
-// Disk is a disk of the machine, in the order of its ports.
-type Disk struct {
-	ID       string `json:"id"`
-	ReadOnly bool   `json:"read_only"`
-	// Parts are the digests of the files that a read-only disk consists of.
-	Parts []File `json:"parts,omitempty"`
-	// Content is what a disk that is written holds.
-	Content *File `json:"content,omitempty"`
-}
-
-// Container is a container of the pod.
-type Container struct {
-	ID     string `json:"id"`
-	Bundle string `json:"bundle"`
-	// State is "created", "running" or "paused"; its processes are frozen in the latter two.
-	State string `json:"state"`
-	// PID is the first process's number in the guest, 0 if that is not known.
-	PID uint32 `json:"pid"`
-	// Terminal, Stdin, Stdout and Stderr are the streams that its process has.
-	Terminal bool `json:"terminal"`
-	Stdin    bool `json:"stdin"`
-	Stdout   bool `json:"stdout"`
-	Stderr   bool `json:"stderr"`
-	// Spec is the container's specification.
-	Spec json.RawMessage `json:"spec"`
-}
+const formatVersion = 2
 
 // Checkpoint is one on disk.
 type Checkpoint struct {
 	Manifest
 	dir string
 }
+
+// Dir is the checkpoint's directory.
+func (c *Checkpoint) Dir() string { return c.dir }
 
 // Open reads a checkpoint and looks whether it is whole, as far as can be told
 // without reading its content; see Verify. Errors are InvalidArgument or NotFound.
@@ -121,16 +74,15 @@ func open(dir string) (*Checkpoint, error) {
 	if c.Version != formatVersion {
 		return nil, fmt.Errorf("version %d: this build reads %d", c.Version, formatVersion)
 	}
-	files := map[string]File{memoryFile: c.Memory, stateFile: c.State}
 	for _, d := range c.Disks {
-		if d.ID == "" || strings.ContainsAny(d.ID, "/.") {
+		if d.ID == "" || strings.ContainsAny(d.ID, "/.-") {
 			return nil, fmt.Errorf("disk ID %q: want letters and digits", d.ID)
 		}
-		if d.Content != nil {
-			files[diskPrefix+d.ID] = *d.Content
+		if d.ReadOnly != (d.Content == nil) {
+			return nil, fmt.Errorf("disk %s: one that is written needs content, and no other has any", d.ID)
 		}
 	}
-	for name, f := range files {
+	for name, f := range c.files() {
 		path := filepath.Join(dir, name)
 		if err := trusted(path, unix.S_IFREG); err != nil {
 			return nil, err
@@ -141,6 +93,25 @@ func open(dir string) (*Checkpoint, error) {
 	}
 	return c, nil
 }
+
+// files are those that the checkpoint holds beside its manifest.
+func (m *Manifest) files() map[string]File {
+	files := map[string]File{memoryFile: m.Memory, stateFile: m.State}
+	for _, d := range m.Disks {
+		if d.Content != nil {
+			files[diskPrefix+d.ID] = *d.Content
+		}
+		for i, p := range d.Parts {
+			if p.Path == "" {
+				files[partFile(d.ID, i)] = p.File
+			}
+		}
+	}
+	return files
+}
+
+// partFile holds a piece of a read-only disk.
+func partFile(disk string, i int) string { return fmt.Sprintf("%s%s-%d", diskPrefix, disk, i) }
 
 // trusted refuses what somebody else than root can change.
 func trusted(path string, kind uint32) error {
@@ -171,11 +142,9 @@ func (c *Checkpoint) Verify() error {
 		}
 		return err
 	}
-	errs := []error{check(memoryFile, c.Memory), check(stateFile, c.State)}
-	for _, d := range c.Disks {
-		if d.Content != nil {
-			errs = append(errs, check(diskPrefix+d.ID, *d.Content))
-		}
+	var errs []error
+	for name, f := range c.files() {
+		errs = append(errs, check(name, f))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("checkpoint %s: %w", c.dir, err)
@@ -213,6 +182,61 @@ func (c *Checkpoint) LoadDisk(d Disk, to *os.File) error {
 		return fmt.Errorf("disk %s: %w", d.ID, err)
 	}
 	return c.load(diskPrefix+d.ID, to, *d.Content)
+}
+
+// OpenDisk opens what a disk was, for a machine that has nobody else's files for
+// it: one that is written is a copy without a name, on the file system of the checkpoint.
+func (c *Checkpoint) OpenDisk(d Disk) (_ hypervisor.Disk, err error) {
+	out := hypervisor.Disk{ID: d.ID, Place: d.Place, ReadOnly: d.ReadOnly}
+	defer func() {
+		if err != nil {
+			out.Close()
+		}
+	}()
+	if !d.ReadOnly {
+		f, err := os.OpenFile(c.dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
+		if err != nil {
+			return out, fmt.Errorf("checkpoint: disk %s: copy: %w", d.ID, err)
+		}
+		out.Parts = []hypervisor.DiskPart{{File: f}}
+		return out, c.LoadDisk(d, f)
+	}
+	for i, p := range d.Parts {
+		f, err := c.openPart(d.ID, i, p)
+		if err != nil {
+			return out, fmt.Errorf("checkpoint: disk %s: part %d: %w", d.ID, i, err)
+		}
+		out.Parts = append(out.Parts, hypervisor.DiskPart{File: f, Sectors: p.Sectors})
+	}
+	return out, nil
+}
+
+func (c *Checkpoint) openPart(disk string, i int, p Part) (*os.File, error) {
+	path, name := p.Path, p.Path
+	if path == "" {
+		name = partFile(disk, i) // which is no path: a later checkpoint keeps it too
+		path = filepath.Join(c.dir, name)
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		err = &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: the image's layers must be where they were: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	now, err := DigestOf(f)
+	if err == nil && now != p.File {
+		err = fmt.Errorf("%s is not what it was: the pod needs the same image: %w", path, errdefs.ErrInvalidArgument)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 func (c *Checkpoint) load(name string, to *os.File, want File) error {

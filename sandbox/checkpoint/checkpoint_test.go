@@ -46,9 +46,12 @@ func save(t *testing.T, dir string) {
 	must(t, err)
 	content, err := w.Disk("disk1", sparse(t, "written"))
 	must(t, err)
-	layer, err := DigestOf(sparse(t, "layer"))
+	file := sparse(t, "layer")
+	layer, err := DigestOf(file)
 	must(t, err)
-	m.Disks = []Disk{{ID: "disk0", ReadOnly: true, Parts: []File{layer}}, {ID: "disk1", Content: &content}}
+	head, err := w.Part("disk0", 1, sparse(t, "head"))
+	must(t, err)
+	m.Disks = []Disk{{ID: "disk0", ReadOnly: true, Parts: []Part{{File: layer, Path: file.Name()}, {File: head}}}, {ID: "disk1", Content: &content}}
 	must(t, w.Finish(m))
 }
 
@@ -102,7 +105,7 @@ func TestBroken(t *testing.T) {
 		"no disk":          {func(dir string) error { return os.Remove(filepath.Join(dir, "disk-disk1")) }, "no such file"},
 		"short memory":     {func(dir string) error { return os.Truncate(filepath.Join(dir, memoryFile), 4096) }, "memory does not have 1048576 bytes: it is truncated"},
 		"short state":      {func(dir string) error { return os.Truncate(filepath.Join(dir, stateFile), 0) }, "state does not have 7 bytes"},
-		"other version":    {overwrite(manifestFile, "{\n  \"version\": 7"), "version 7: this build reads 1"},
+		"other version":    {overwrite(manifestFile, "{\n  \"version\": 7"), "version 7: this build reads 2"},
 		"no JSON":          {overwrite(manifestFile, "?"), "manifest.json: invalid character"},
 		"group may write":  {func(dir string) error { return os.Chmod(filepath.Join(dir, stateFile), 0o660) }, "writable by nobody else"},
 		"others may write": {func(dir string) error { return os.Chmod(dir, 0o777) }, "writable by nobody else"},
@@ -114,9 +117,10 @@ func TestBroken(t *testing.T) {
 			}
 			return os.Symlink(path+"2", path)
 		}, "want a file of type"},
-		"memory": {overwrite(memoryFile, "x"), ""},
-		"state":  {overwrite(stateFile, "x"), ""},
-		"disk":   {overwrite("disk-disk1", "x"), ""},
+		"memory":       {overwrite(memoryFile, "x"), ""},
+		"state":        {overwrite(stateFile, "x"), ""},
+		"disk":         {overwrite("disk-disk1", "x"), ""},
+		"disk-disk0-1": {overwrite("disk-disk0-1", "x"), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "c")
@@ -163,6 +167,38 @@ func TestAbort(t *testing.T) {
 	}
 	if _, err := Create(filepath.Join(there, "a", "b")); err == nil {
 		t.Error("a directory below none")
+	}
+}
+
+// A disk whose container is not there yet is opened from what the checkpoint names
+// and keeps; what is written goes into a copy.
+func TestOpenDisk(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "c")
+	save(t, dir)
+	c, err := Open(dir)
+	must(t, err)
+	for i, want := range []string{"layer", "head", "written"} {
+		d, err := c.OpenDisk(c.Disks[i/2])
+		must(t, err)
+		defer d.Close()
+		f := d.Parts[i%2].File
+		got := make([]byte, len(want))
+		if _, err := f.ReadAt(got, 500000); err != nil || string(got) != want {
+			t.Errorf("disk %s, part %d: %q, %v", d.ID, i%2, got, err)
+		}
+		if _, err := f.WriteAt([]byte("x"), 500000); d.ReadOnly != (err != nil) {
+			t.Errorf("disk %s: a write: %v", d.ID, err)
+		}
+	}
+	must(t, c.Verify()) // nothing has changed
+	layer := c.Disks[0].Parts[0].Path
+	must(t, os.Truncate(layer, 7))
+	if _, err := c.OpenDisk(c.Disks[0]); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "needs the same image") {
+		t.Errorf("another layer: %v", err)
+	}
+	must(t, os.Remove(layer))
+	if _, err := c.OpenDisk(c.Disks[0]); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "must be where they were") {
+		t.Errorf("no layer: %v", err)
 	}
 }
 

@@ -59,6 +59,11 @@ func (w *Writer) Memory(from *os.File) (File, error) { return w.copy(memoryFile,
 // Disk keeps what is on a disk.
 func (w *Writer) Disk(id string, from *os.File) (File, error) { return w.copy(diskPrefix+id, from) }
 
+// Part keeps a piece of a read-only disk that is no file of the host.
+func (w *Writer) Part(disk string, i int, from *os.File) (File, error) {
+	return w.copy(partFile(disk, i), from)
+}
+
 func (w *Writer) create(name string) (*os.File, error) {
 	w.files = append(w.files, name)
 	f, err := os.OpenFile(filepath.Join(w.dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/kata-v2/kata/hypervisor"
@@ -170,6 +171,24 @@ func (n *Network) Configure(ctx context.Context, places []string, agent Agent) e
 			e.Guest.DevicePath = places[i]
 		}
 		if err := configureInterface(ctx, e.Guest, agent); err != nil {
+			return err
+		}
+	}
+	if len(n.plan.Endpoints) > 0 {
+		return n.configureRoutes(ctx, agent)
+	}
+	return nil
+}
+
+// Move is Configure for a restored guest, whose devices have the addresses of the
+// pod that was saved and are known by their places.
+func (n *Network) Move(ctx context.Context, places []string, agent Agent) error {
+	for i, e := range n.plan.Endpoints {
+		moved := proto.Clone(e.Guest).(*typespb.Interface)
+		if i < len(places) {
+			moved.DevicePath = places[i]
+		}
+		if err := configureInterface(ctx, moved, agent); err != nil {
 			return err
 		}
 	}

@@ -232,3 +232,20 @@ func TestPlugRefused(t *testing.T) {
 		t.Errorf("after a change: %v, %v", err, g.ifaces)
 	}
 }
+
+// TestMove: a restored guest gets the new addresses for the devices in their places,
+// and what is compared with a later checkpoint stays as it is.
+func TestMove(t *testing.T) {
+	p := newPlace(t)
+	p.veth("eth0", "10.0.0.2/24")
+	n := p.open()
+	g := newGuest(t)
+	if err := n.Move(t.Context(), []string{"10"}, g); err != nil {
+		t.Fatal(err)
+	}
+	told := g.ifaces["eth0"]
+	all, _, err := n.Guest(t.Context())
+	if err != nil || told.GetDevicePath() != "10" || told.HwAddr != all[0].HwAddr || all[0].DevicePath != "" {
+		t.Errorf("the guest was told %v, the plan is %v, %v", told, all, err)
+	}
+}

@@ -26,6 +26,8 @@ type Disks struct {
 	next int                // guarded by mu; number of the next disk's ID
 	all  map[string]*disk   // guarded by mu; by Source.Key
 	held map[string][]*disk // guarded by mu; by user
+	boot []*disk            // guarded by mu; those of Boot or Restore
+	keep bool               // guarded by mu; Keep was called
 }
 
 // disk is one that is attached, or being attached or detached.
@@ -37,6 +39,7 @@ type disk struct {
 	place    string        // read after ready
 	err      error         // read after ready
 	gone     chan struct{} // not nil while it is detached, closed at the end; guarded by Disks.mu
+	kept     keptFiles     // guarded by Disks.mu
 }
 
 // NewDisks returns the disks of a pod that has none.
@@ -57,7 +60,7 @@ func (d *Disks) Boot(user string, sources []*Source) []hypervisor.Disk {
 		}
 		n := d.newDisk(s)
 		n.users = 1
-		d.held[user] = append(d.held[user], n)
+		d.held[user], d.boot = append(d.held[user], n), append(d.boot, n)
 		out = append(out, hypervisor.Disk{ID: n.id, Parts: s.Parts, ReadOnly: s.ReadOnly})
 	}
 	return out
@@ -65,17 +68,25 @@ func (d *Disks) Boot(user string, sources []*Source) []hypervisor.Disk {
 
 // newDisk adds a disk; d.mu is held.
 func (d *Disks) newDisk(s *Source) *disk {
-	n := &disk{key: s.Key, id: "disk" + strconv.Itoa(d.next), readOnly: s.ReadOnly, ready: make(chan struct{})}
+	n := &disk{key: s.Key, id: diskName + strconv.Itoa(d.next), readOnly: s.ReadOnly, ready: make(chan struct{})}
 	d.next++
-	d.all[s.Key] = n
+	d.add(n, s)
 	return n
 }
 
-// Booted completes Boot.
-func (d *Disks) Booted(user string, places []string, err error) {
+// add makes a disk one of the pod's; d.mu is held.
+func (d *Disks) add(n *disk, s *Source) {
+	d.all[n.key] = n
+	if d.keep {
+		n.kept.open(s)
+	}
+}
+
+// Booted completes Boot or Restore.
+func (d *Disks) Booted(places []string, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for i, n := range d.held[user] {
+	for i, n := range d.boot {
 		if n.err = err; err == nil {
 			n.place = places[i]
 		}
@@ -220,6 +231,7 @@ func (d *Disks) detach(ctx context.Context, vm hypervisor.VM, user string, n *di
 	n.gone = nil
 	if err == nil {
 		delete(d.all, n.key)
+		n.kept.close()
 		return nil
 	}
 	n.users++

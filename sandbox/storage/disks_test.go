@@ -114,7 +114,7 @@ func TestDisksOfTheFirstContainer(t *testing.T) {
 	if len(boot) != 2 || boot[0].ID == boot[1].ID {
 		t.Fatalf("%+v", boot)
 	}
-	d.Booted("first", []string{"p0", "p1"}, nil)
+	d.Booted([]string{"p0", "p1"}, nil)
 	for _, b := range boot {
 		b.Close()
 	}

@@ -127,9 +127,10 @@ func memoryPart(name string, data []byte) (hypervisor.DiskPart, error) {
 		return fail(err)
 	}
 	// For reading only, as what is beside it on the disk.
-	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
+	ro, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fail(err)
 	}
-	return hypervisor.DiskPart{File: f, Sectors: uint64(len(data)) / hypervisor.SectorBytes}, nil
+	// Its name is no path: nobody can open it again by that.
+	return hypervisor.DiskPart{File: os.NewFile(uintptr(ro), name), Sectors: uint64(len(data)) / hypervisor.SectorBytes}, nil
 }

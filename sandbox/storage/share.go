@@ -91,13 +91,13 @@ func (s *Share) Rootfs(container string, mounts []Mount, bundleRootfs string) (s
 // Sync makes a small volume, or file, of the host one of a container's and returns
 // its path in the guest, where Push copies it. Only a file can be one that the
 // container writes to. ErrNotSynced, in the error, says that it does not fit; it
-// may be bound instead.
-func (s *Share) Sync(container, source string, writable bool) (string, error) {
+// may be bound instead. was is the copy that a restored guest has, nil for none.
+func (s *Share) Sync(container, source string, writable bool, was *SyncedCopy) (string, error) {
 	if err := s.begin(); err != nil {
 		return "", err
 	}
 	defer s.mounting.Done()
-	return s.synced.add(container, volumeKey{source, writable})
+	return s.synced.add(container, volumeKey{source: source, written: writable}, was)
 }
 
 // Collect brings what the container has written into its files to the host. It is

@@ -9,15 +9,14 @@ import (
 	"log/slog"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"golang.org/x/sys/unix"
 
-	"github.com/kata-v2/kata/protocols"
 	"github.com/kata-v2/kata/protocols/agentpb"
 )
 
@@ -65,6 +64,7 @@ type synced struct {
 type volumeKey struct {
 	source  string
 	written bool
+	name    string // of the copy that a restored guest has; empty for a new one
 }
 
 // volume is one source on the host and its copy in the guest.
@@ -75,16 +75,18 @@ type volume struct {
 	changed chan struct{} // has room for one; what the watcher sends to
 
 	// Written by open.
-	tree    *os.File // the source, however it is mounted on the host by now
-	file    bool     // the source is a file
-	bytes   int      // as counted in synced.bytes
-	unwatch func()
+	restored *SyncedCopy // what a restored guest has of it, nil for a new volume
+	tree     *os.File    // the source, however it is mounted on the host by now
+	file     bool        // the source is a file
+	bytes    int         // as counted in synced.bytes
+	unwatch  func()
 
-	users   int                // guarded by synced.mu
-	pushing chan struct{}      // guarded by synced.mu; closed when the first push has ended
-	stop    context.CancelFunc // guarded by synced.mu; nil unless it is followed
-	pushed  error              // read after pushing is closed
-	sent    snapshot           // what the guest has; of the one that pushes
+	users   int                      // guarded by synced.mu
+	pushing chan struct{}            // guarded by synced.mu; closed when the first push has ended
+	stop    context.CancelFunc       // guarded by synced.mu; nil unless it is followed
+	pushed  error                    // read after pushing is closed
+	sent    snapshot                 // what the guest has; of the one that pushes
+	names   atomic.Pointer[[]string] // the paths in sent
 
 	collects chan chan error // asks for what is written, once; what follow reads
 	ended    chan struct{}   // closed when follow has ended
@@ -100,16 +102,25 @@ func newSynced(host *hostMounts, log *slog.Logger) *synced {
 
 // add makes the volume at source one of a container's and returns its path in the
 // guest, where it is after push. It fails with ErrNotSynced for one that does not fit.
-func (s *synced) add(container string, key volumeKey) (string, error) {
+// was is what a restored guest has of it, nil for a volume that it does not know.
+func (s *synced) add(container string, key volumeKey, was *SyncedCopy) (string, error) {
+	if was != nil {
+		key.name = was.Name
+	}
 	s.mu.Lock()
 	v := s.volumes[key]
 	if v == nil {
-		s.next++
+		name := key.name
+		if name == "" {
+			s.next++
+			name = strconv.Itoa(s.next)
+		}
 		v = &volume{
-			volumeKey: key, name: strconv.Itoa(s.next), changed: make(chan struct{}, 1),
+			volumeKey: key, name: name, changed: make(chan struct{}, 1),
 			collects: make(chan chan error), ended: make(chan struct{}),
 		}
 		v.open = sync.OnceValue(func() error { return s.open(v) })
+		v.restored = was
 		s.volumes[key] = v
 	}
 	v.users++
@@ -121,11 +132,10 @@ func (s *synced) add(container string, key volumeKey) (string, error) {
 	s.mu.Lock()
 	s.users[container] = append(s.users[container], v)
 	s.mu.Unlock()
-	dir := filepath.Join(protocols.GuestSyncedDir, v.name)
-	if v.file {
-		return filepath.Join(dir, syncedFileName), nil
+	if path := v.inGuest(); was == nil || path == was.Path {
+		return path, nil
 	}
-	return dir, nil
+	return "", fmt.Errorf("%s is %s in the guest that is restored: a file must be one again, and a directory too", key.source, was.Path)
 }
 
 // open begins to watch before it looks, so that no change is missed.
@@ -221,7 +231,12 @@ func (s *synced) push(ctx context.Context, container string, guest agentpb.Files
 	}
 	s.mu.Unlock()
 	for _, v := range first {
-		if v.pushed = v.push(ctx, guest); v.pushed == nil && v.written {
+		if v.restored != nil {
+			v.pushed = v.resume(ctx, guest)
+		} else {
+			v.pushed = v.push(ctx, guest)
+		}
+		if v.pushed == nil && v.written {
 			v.pushed = s.checkGuest(ctx, v, guest)
 		}
 		if v.pushed == nil {
@@ -305,7 +320,7 @@ func (v *volume) push(ctx context.Context, guest agentpb.FilesService) error {
 	if _, err := guest.Sync(ctx, req); err != nil {
 		return fmt.Errorf("volume %s: %w", v.source, errgrpc.ToNative(err))
 	}
-	v.sent = now
+	v.has(now)
 	if v.written {
 		v.known = digest(now[syncedFileName].Data)
 	}

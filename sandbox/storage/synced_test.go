@@ -180,7 +180,7 @@ func TestSyncedVolume(t *testing.T) {
 	kubelet(t, dir, "1", map[string]string{"key": "one", "gone": "soon", "sub/deep": "x"})
 	must(t, os.Chown(dir+"/..1/key", 7, 8))
 	must(t, os.Chmod(dir+"/..1/key", 0o440))
-	guest, err := s.Sync("c1", dir, false)
+	guest, err := s.Sync("c1", dir, false, nil)
 	must(t, err)
 	push(t, s, "c1", g)
 	if got := g.data(guest + "/..1/key"); got != "one" || g.data(guest+"/..data") != "..1" || g.data(guest+"/key") != "..data/key" || g.data(guest+"/..1/sub/deep") != "x" {
@@ -190,7 +190,7 @@ func TestSyncedVolume(t *testing.T) {
 	if f := files[strings.TrimPrefix(guest, protocols.GuestSyncedDir+"/")+"/..1/key"]; f.Uid != 7 || f.Gid != 8 || f.Mode != unix.S_IFREG|0o440 {
 		t.Errorf("%v", f)
 	}
-	again, err := s.Sync("c2", dir, false)
+	again, err := s.Sync("c2", dir, false, nil)
 	must(t, err)
 	if again != guest {
 		t.Errorf("a second container's copy is at %s, the first one's at %s", again, guest)
@@ -226,7 +226,7 @@ func TestSyncedVolume(t *testing.T) {
 func TestSyncedFile(t *testing.T) {
 	s, g := newShare(t), newCopies()
 	file := write(t, t.TempDir()+"/resolv.conf", "one")
-	guest, err := s.Sync("c1", file, false)
+	guest, err := s.Sync("c1", file, false, nil)
 	must(t, err)
 	push(t, s, "c1", g)
 	if got := g.data(guest); got != "one" {
@@ -251,7 +251,7 @@ func TestSyncedOnTheHost(t *testing.T) {
 	h.do(func() error {
 		return errors.Join(os.Remove(dir+"/..1"), os.Mkdir(dir+"/..1", 0o755), os.WriteFile(dir+"/..1/key", []byte("one"), 0o400), os.Symlink("..1", dir+"/..data"))
 	})
-	guest, err := s.Sync("c1", dir, false)
+	guest, err := s.Sync("c1", dir, false, nil)
 	must(t, err)
 	push(t, s, "c1", g)
 	h.do(func() error {
@@ -279,16 +279,16 @@ func TestNotSynced(t *testing.T) {
 		"up":      make("up", func(dir string) { must(t, os.Remove(dir+"/..data")); must(t, os.Symlink("../up", dir+"/..data")) }),
 		"file":    write(t, base+"/file", strings.Repeat("x", maxSyncedBytes+1)),
 	} {
-		if guest, err := s.Sync("c1", dir, false); !errors.Is(err, ErrNotSynced) {
+		if guest, err := s.Sync("c1", dir, false, nil); !errors.Is(err, ErrNotSynced) {
 			t.Errorf("%s: %q, %v", name, guest, err)
 		}
 	}
-	if _, err := s.Sync("c1", base+"/missing", false); !errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrNotSynced) {
+	if _, err := s.Sync("c1", base+"/missing", false, nil); !errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrNotSynced) {
 		t.Errorf("a volume that is not there: %v", err)
 	}
 	// A link in the volume is copied as a link, whatever it names.
 	g := newCopies()
-	guest, err := s.Sync("c1", make("link", func(dir string) { must(t, os.Symlink("/etc/shadow", dir+"/..1/link")) }), false)
+	guest, err := s.Sync("c1", make("link", func(dir string) { must(t, os.Symlink("/etc/shadow", dir+"/..1/link")) }), false, nil)
 	must(t, err)
 	push(t, s, "c1", g)
 	if got := g.data(guest + "/..1/link"); got != "/etc/shadow" {
@@ -297,13 +297,13 @@ func TestNotSynced(t *testing.T) {
 	// A pod's volumes together are bounded too.
 	var last error
 	for i := 0; i <= maxSyncedPod/maxSyncedBytes && last == nil; i++ {
-		_, last = s.Sync("c2", write(t, fmt.Sprintf("%s/big%d", base, i), strings.Repeat("x", maxSyncedBytes-100)), false)
+		_, last = s.Sync("c2", write(t, fmt.Sprintf("%s/big%d", base, i), strings.Repeat("x", maxSyncedBytes-100)), false, nil)
 	}
 	if !errors.Is(last, ErrNotSynced) {
 		t.Errorf("a pod with too much: %v", last)
 	}
 	must(t, s.Remove("c2"))
-	if _, err := s.Sync("c3", base+"/big0", false); err != nil {
+	if _, err := s.Sync("c3", base+"/big0", false, nil); err != nil {
 		t.Errorf("after the removal of the others: %v", err)
 	}
 }
@@ -313,7 +313,7 @@ func TestPushFails(t *testing.T) {
 	s, g := newShare(t), newCopies()
 	dir := t.TempDir() + "/volume"
 	kubelet(t, dir, "1", map[string]string{"key": "one"})
-	_, err := s.Sync("c1", dir, false)
+	_, err := s.Sync("c1", dir, false, nil)
 	must(t, err)
 	g.err = errors.New("no")
 	if err := s.Push(context.Background(), "c1", g); err == nil || !strings.Contains(err.Error(), dir) {
@@ -324,7 +324,7 @@ func TestPushFails(t *testing.T) {
 		t.Errorf("%d volumes of %d bytes are left", n, s.synced.bytes)
 	}
 	g.err = nil
-	guest, err := s.Sync("c1", dir, false)
+	guest, err := s.Sync("c1", dir, false, nil)
 	must(t, err)
 	push(t, s, "c1", g)
 	if got := g.data(guest + "/..1/key"); got != "one" {
@@ -344,7 +344,7 @@ func TestSyncedAtOnce(t *testing.T) {
 		wg.Go(func() {
 			id := fmt.Sprint("c", i)
 			for range 5 {
-				guest, err := s.Sync(id, dir, false)
+				guest, err := s.Sync(id, dir, false, nil)
 				if err == nil {
 					err = s.Push(context.Background(), id, g)
 				}

@@ -162,8 +162,9 @@ func (v *volume) write(resp *agentpb.WrittenResponse) error {
 	}
 	now := proto.Clone(old).(*agentpb.SyncedFile)
 	now.Data = resp.Data
-	v.sent = maps.Clone(v.sent)
-	v.sent[syncedFileName] = now
+	sent := maps.Clone(v.sent)
+	sent[syncedFileName] = now
+	v.has(sent)
 	return nil
 }
 

@@ -43,12 +43,12 @@ func TestWrittenFile(t *testing.T) {
 	s, g := newShare(t), newCopies()
 	file := write(t, t.TempDir()+"/hosts", "from the host, long")
 	must(t, os.Chmod(file, 0o640))
-	guest, err := s.Sync("c1", file, true)
+	guest, err := s.Sync("c1", file, true, nil)
 	must(t, err)
 	push(t, s, "c1", g)
-	other, err := s.Sync("c2", file, true)
+	other, err := s.Sync("c2", file, true, nil)
 	must(t, err)
-	if reader, err := s.Sync("c3", file, false); err != nil || other != guest || reader == guest {
+	if reader, err := s.Sync("c3", file, false, nil); err != nil || other != guest || reader == guest {
 		t.Errorf("%s, another that writes %s, one that reads %s, %v", guest, other, reader, err)
 	}
 	push(t, s, "c2", g)
@@ -85,7 +85,7 @@ func TestWrittenFile(t *testing.T) {
 func TestWrittenAtOnce(t *testing.T) {
 	s, g := newShare(t), newCopies()
 	file := write(t, t.TempDir()+"/hosts", "")
-	guest, err := s.Sync("c1", file, true)
+	guest, err := s.Sync("c1", file, true, nil)
 	must(t, err)
 	push(t, s, "c1", g)
 	done := make(chan struct{})
@@ -116,11 +116,11 @@ func TestNotWritten(t *testing.T) {
 	config := dir + "/volume"
 	kubelet(t, config, "1", map[string]string{"key": "x"})
 	for name, path := range map[string]string{"a volume": config, "a large file": write(t, dir+"/large", strings.Repeat("x", maxWritten+1))} {
-		if guest, err := s.Sync("c1", path, true); !errors.Is(err, ErrNotSynced) {
+		if guest, err := s.Sync("c1", path, true, nil); !errors.Is(err, ErrNotSynced) {
 			t.Errorf("%s: %q, %v", name, guest, err)
 		}
 	}
-	_, err := s.Sync("c1", write(t, dir+"/file", "x"), true)
+	_, err := s.Sync("c1", write(t, dir+"/file", "x"), true, nil)
 	must(t, err)
 	g.old = true
 	if err := s.Push(context.Background(), "c1", g); !errdefs.IsNotImplemented(err) {
