@@ -371,13 +371,7 @@ func (c *Container) Start(ctx context.Context) error {
 	c.s.o.Log.Info("container started", append([]any{"container", c.id}, c.timings.pairs...)...)
 	m.watchOnce.Do(func() { // not before: the first start is not to wait for it
 		m.work(m.copyGuestLog)
-		if p, ok := c.s.o.Hypervisor.(interface{ prepareTemplate(context.Context) }); ok {
-			m.work(func() {
-				if m.mayMakeTemplate() {
-					p.prepareTemplate(m.ctx)
-				}
-			})
-		}
+		m.work(func() { c.s.makeTemplate(m) })
 		if told := c.s.o.OOM; told != nil {
 			m.work(func() { m.watchOOM(func(guest string) { told(c.s.idOf(guest)) }) })
 		}

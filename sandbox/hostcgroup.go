@@ -63,22 +63,6 @@ func (m *machine) outOfMemory(err error) error {
 	return err
 }
 
-// mayMakeTemplate tells whether another machine has room in the pod's cgroup and
-// those above, where all of this process's memory counts: a pod that has a limit of
-// memory might be ended for it.
-func (m *machine) mayMakeTemplate() bool {
-	if m.cgroup == nil {
-		return true
-	}
-	if m.sizer.begin(m.ctx) != nil {
-		return false
-	}
-	defer m.sizer.finish()
-	all, _ := m.sizer.onHost()
-	of, err := demandOf(all, m.sizer.host)
-	return err == nil && of.memory == 0 && m.cgroup.Limits().MemoryBytes == 0
-}
-
 // limitHost has the pod's cgroup follow the containers' limits, or those of the pod
 // where it has any as a whole; with grow only upwards. The turn is the caller's.
 func (m *machine) limitHost(ctx context.Context, grow bool) error {

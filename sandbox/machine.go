@@ -44,7 +44,7 @@ func (t *timings) add(phase string, d time.Duration) {
 // the VMM waits for the daemon by itself, and the guest boots meanwhile. On
 // error what was acquired is in the returned machine, for release.
 func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod PodConfig, f first, t *timings) (_ *machine, err error) {
-	m := &machine{log: s.o.Log, disks: s.disks, forget: s.o.Ledger.Forget, late: f.noShare, plugging: make(chan struct{}, 1), lost: make(chan struct{})}
+	m := &machine{log: s.o.Log, disks: s.disks, forget: s.o.Ledger.Forget, late: f.noShare, alone: f.alone, plugging: make(chan struct{}, 1), lost: make(chan struct{})}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	host, err := s.host()
 	if err != nil {

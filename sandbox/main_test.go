@@ -55,7 +55,7 @@ func newPod(t *testing.T, change ...func(*pod)) *pod {
 	must(t, os.WriteFile(kernel, nil, 0o644))
 	p := &pod{t: t, agent: agenttest.New(), state: filepath.Join(dir, "state"), log: logger(t)}
 	p.fake = &hypervisortest.Fake{Guest: p.agent.Guest, BeforeStart: func(context.Context, hypervisor.Config) error { return nil }}
-	body := fmt.Sprintf("[hypervisor.qemu]\nkernel = %q\ninitrd = %q\nvirtio_fs_daemon = %q\n[runtime]\nstate_dir = %q\n",
+	body := fmt.Sprintf("[hypervisor.qemu]\nkernel = %q\ninitrd = %q\nvirtio_fs_daemon = %q\n[factory]\nenable_template = false\n[runtime]\nstate_dir = %q\n",
 		kernel, kernel, filepath.Join(wd, "testdata", "virtiofsd"), p.state)
 	p.config, _, err = config.Load(config.LoadOptions{Body: []byte(body)})
 	must(t, err)

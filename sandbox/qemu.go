@@ -99,31 +99,36 @@ func (h *configuredQEMU) withTemplates(b *qemu.Hypervisor) error {
 // Templates are those of a configuration.
 func Templates(c *config.Config) *template.Store { return &template.Store{Dir: c.Factory.TemplatePath} }
 
-// MakeTemplates makes the templates from which pods of a configuration start,
-// one for a pod of one container and one for pods of several, unless they are
-// there, and returns their digests.
-func MakeTemplates(ctx context.Context, c *config.Config, hostCPUs int, log *slog.Logger) ([]string, error) {
+// MakeTemplate makes the template from which pods of a configuration start, those
+// of one container when alone is set, else those of several, unless it is there,
+// and returns its digest.
+func MakeTemplate(ctx context.Context, c *config.Config, hostCPUs int, alone bool, log *slog.Logger) (digest string, err error) {
 	if c.QEMU.MachineType == qemu.MicroVM {
-		return nil, fmt.Errorf("hypervisor.qemu.machine_type is %q: templates need q35: %w", c.QEMU.MachineType, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("hypervisor.qemu.machine_type is %q: templates need q35: %w", c.QEMU.MachineType, errdefs.ErrInvalidArgument)
 	}
 	host, err := hostOf(hostCPUs, 0)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	h := newQEMU(c, log)
+	vc := planVM(c, "template", "template", "", newSizer(host, boundsOf(c, host), demand{}))
+	vc.HotplugPorts = hotplugPortsOf(c)
+	vc.HotplugPorts = portsBeside(&vc, alone)
+	b, err := h.backend(ctx, &vc)
+	if err != nil {
+		return "", err
+	}
+	if err := h.withTemplates(b); err != nil {
+		return "", err
+	}
+	return h.clones.Make(ctx, vc)
+}
+
+// MakeTemplates makes both templates of a configuration and returns their digests.
+func MakeTemplates(ctx context.Context, c *config.Config, hostCPUs int, log *slog.Logger) ([]string, error) {
 	var digests []string
 	for _, alone := range []bool{true, false} {
-		vc := planVM(c, "template", "template", "", newSizer(host, boundsOf(c, host), demand{}))
-		vc.HotplugPorts = hotplugPortsOf(c)
-		vc.HotplugPorts = portsBeside(&vc, alone)
-		b, err := h.backend(ctx, &vc)
-		if err != nil {
-			return nil, err
-		}
-		if err := h.withTemplates(b); err != nil {
-			return nil, err
-		}
-		digest, err := h.clones.Make(ctx, vc)
+		digest, err := MakeTemplate(ctx, c, hostCPUs, alone, log)
 		if err != nil {
 			return nil, err
 		}
@@ -170,16 +175,9 @@ func (h *configuredQEMU) released() {
 	}
 }
 
-// prepareTemplate makes the template that the machine could have been started
-// from, for the pods to come.
-func (h *configuredQEMU) prepareTemplate(ctx context.Context) {
-	if h.clones == nil {
-		return
-	}
-	if err := h.clones.Prepare(ctx); err != nil && ctx.Err() == nil {
-		h.log.Warn("make a template", "error", err)
-	}
-}
+// wantsTemplate tells, once, whether the machine could have been started from a
+// template that is not there.
+func (h *configuredQEMU) wantsTemplate() bool { return h.clones != nil && h.clones.Wanted() }
 
 func (h *configuredQEMU) backend(ctx context.Context, vc *hypervisor.Config) (*qemu.Hypervisor, error) {
 	q := &h.c.QEMU

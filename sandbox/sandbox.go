@@ -62,6 +62,11 @@ type Options struct {
 	// OOM is told the id of a container in which the guest's kernel killed a
 	// process for want of memory; nil if nobody wants to know.
 	OOM func(container string)
+	// MakeTemplate makes the template for pods of a configuration, of one container
+	// when alone is set, in another process: that does nothing before place, which is told
+	// its pid, has put it where its memory and time do not count against this pod. It
+	// ends with ctx. Nil makes none.
+	MakeTemplate func(ctx context.Context, c *config.Config, alone bool, place func(pid int) error) error
 }
 
 // Sandbox is one pod.
@@ -314,6 +319,7 @@ type machine struct {
 	workers   sync.WaitGroup
 	watchOnce sync.Once // what is read of the guest for its whole life
 
+	alone    bool          // nobody has said that the pod will have several containers
 	late     bool          // nothing was shared at the machine's start
 	plugging chan struct{} // holds one while a share is plugged in
 	lost     chan struct{} // closed when the daemon of such a share has ended by itself

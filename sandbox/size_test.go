@@ -117,11 +117,12 @@ func TestStartOfClones(t *testing.T) {
 	d := demand{milliCPUs: 2000, memory: 512 * mib}
 	full, own := size{3, 768 * mib}, size{1, 256 * mib}
 	for config, want := range map[string]size{
-		"":                                    full,
-		"[factory]\nenable_template = true\n": own,
-		"[factory]\nenable_template = true\n[hypervisor.qemu]\nenable_virtio_mem = false\n":   {own.cpus, full.memory},
-		"[factory]\nenable_template = true\n[hypervisor.qemu]\nmachine_type = \"microvm\"\n":  full,
-		"[factory]\nenable_template = true\n[runtime]\nstatic_sandbox_resource_mgmt = true\n": full,
+		"":                                     own,
+		"[factory]\nenable_template = false\n": full,
+		"[hypervisor.qemu]\nenable_hugepages = true\n":     full,
+		"[hypervisor.qemu]\nenable_virtio_mem = false\n":   {own.cpus, full.memory},
+		"[hypervisor.qemu]\nmachine_type = \"microvm\"\n":  full,
+		"[runtime]\nstatic_sandbox_resource_mgmt = true\n": full,
 	} {
 		cfg, _, err := configOf(config)
 		must(t, err)

@@ -184,7 +184,7 @@ func TestValidateSpec(t *testing.T) {
 }
 
 func TestPlanVM(t *testing.T) {
-	c, _, err := config.Load(config.LoadOptions{Body: []byte("[hypervisor.qemu]\nkernel_params = \"last=1\"\n[agent.kata]\nenable_debug = true\ncontainer_pipe_size = 4096\n")})
+	c, _, err := config.Load(config.LoadOptions{Body: []byte("[hypervisor.qemu]\nkernel_params = \"last=1\"\n[factory]\nenable_template = false\n[agent.kata]\nenable_debug = true\ncontainer_pipe_size = 4096\n")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -100,7 +100,7 @@ func serve(ctx context.Context, d daemonParams, l net.Listener, led *ledger.Ledg
 	sb := sandbox.New(sandbox.Options{
 		ID: d.Group, Key: d.Key, Config: cfg, Ledger: led, HostCPUs: runtime.NumCPU(), Cgroups: &cgroups, Log: log,
 		HostMounts: os.NewFile(daemonMountsFD, "mounts"), DirectVolumes: directvolume.Root,
-		Hypervisor: sandbox.NewQEMU(cfg, log),
+		Hypervisor: sandbox.NewQEMU(cfg, log), MakeTemplate: templateMaker(d),
 		OOM: func(container string) {
 			pub.publish(topicOOM, &events.TaskOOM{ContainerID: container})
 		},

@@ -45,8 +45,11 @@ func run(args []string, stdin io.Reader, stdout io.Writer) error {
 		}
 		return remove(ctx, p, stdout)
 	case "":
-		if os.Getenv(envDaemon) != "" {
+		switch {
+		case os.Getenv(envDaemon) != "":
 			return runDaemon(ctx)
+		case os.Getenv(envMaker) != "":
+			return runMaker(ctx, stdin)
 		}
 	}
 	return fmt.Errorf("action %q: must be start or delete; this program is started by containerd", f.action)

@@ -20,6 +20,7 @@ import (
 
 // Words of the shim's log lines about templates.
 const (
+	logMaking       = `msg="making a template"`
 	logTemplateMade = `msg="template made"`
 	logCloned       = "msg=cloned"
 	logBooting      = "booting instead"
@@ -75,7 +76,14 @@ func TestClones(t *testing.T) {
 	o.Kata.Set = map[string]string{"factory.enable_template": "true"}
 	t.Setenv(lab.EnvTemplate, "") // a directory of the lab's own
 	b := newOwnBox(t, o)
-	b.start("first", []string{"--cpus", "1"}, "sleep", "100000") // of another size than others
+	b.start("brief", nil, "sleep", "100000")
+	b.waitLog(0, logMaking)
+	b.remove("brief") // which ends the making
+	if left, err := filepath.Glob(filepath.Join(b.c.TemplatesDir(), ".new-*")); err != nil || len(left) > 0 {
+		b.Errorf("what was begun is left: %v, %v", left, err)
+	}
+	// Of another size than others, and a limit that does not hold for the making.
+	b.start("first", []string{"--cpus", "1", "--memory-limit", fmt.Sprint(32 * mib)}, "sleep", "100000")
 	b.waitLog(0, logTemplateMade)
 	b.remove("first")
 	for _, part := range []struct {

@@ -77,6 +77,7 @@ func (k Kata) toml(pods string) string {
 		"hypervisor.qemu.manifest":    quote(filepath.Join(k.Images, images.ManifestFile)),
 		"hypervisor.qemu.accelerator": quote("auto"),
 		"runtime.state_dir":           quote(pods),
+		"factory.enable_template":     "false", // what is tested then does not depend on what ran before
 		"factory.template_path":       quote(filepath.Join(filepath.Dir(pods), "templates")),
 		// Without KVM, with all cores taken by other pods, a start takes many times
 		// as long as on a machine that pods are meant for.

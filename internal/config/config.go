@@ -116,7 +116,7 @@ type Runtime struct {
 
 // Factory is [factory].
 type Factory struct {
-	EnableTemplate bool   `toml:"enable_template" default:"false" annotation:"=" doc:"Start pods as clones of a machine that was booted once and saved, rather than boot each. The first pod of a configuration boots, and its shim then makes the template; kata-ctl template init makes it beforehand. Clones share memory that nobody writes, and start from the same kernel state: see docs/threat-model.md."`
+	EnableTemplate bool   `toml:"enable_template" default:"true" annotation:"=" doc:"Start pods as clones of a machine that was booted once and saved, rather than boot each. The first pod of a configuration boots, and its shim then makes the template; kata-ctl template init makes it beforehand. On a host without room for a template pods boot, and so they do with enable_hugepages, enable_mem_prealloc, enable_checkpoint and microvm. Clones share memory that nobody writes, and start from the same kernel state: see docs/threat-model.md. (Kata Containers' own default is false.)"`
 	TemplatePath   string `toml:"template_path" default:"/run/vc/vm/template" path:"abs" doc:"Where templates are kept, some 60 MiB each. A directory of root's, best on a tmpfs."`
 }
 

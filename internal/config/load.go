@@ -189,6 +189,10 @@ func (c *Config) validate() error {
 		}
 		q.Initrd = ""
 	}
+	// Its default gives way to what excludes it.
+	if _, set := c.origin["factory.enable_template"]; !set && (q.EnableHugePages || q.EnableMemPrealloc) {
+		c.Factory.EnableTemplate = false
+	}
 	switch {
 	case q.Path == "":
 		return c.wrong("path", "must name QEMU, for example /usr/bin/qemu-system-x86_64")

@@ -246,21 +246,40 @@ func (g *Group) leave(dir string) error {
 	return nil
 }
 
+// SendHome moves a process, which was born in the cgroup, to where this one came
+// from: it does not count against the pod, nor end with it.
+func (g *Group) SendHome(pid int) error {
+	for mount, home := range g.homes {
+		if err := g.sendTo(mount, home, pid); err != nil {
+			return fmt.Errorf("move process %d to %s: %w", pid, home, err)
+		}
+	}
+	return nil
+}
+
 // sendHome moves a process out of dir, to the root of the hierarchy if the process's former place is gone.
 func (g *Group) sendHome(dir string, pid int) error {
 	for mount, home := range g.homes {
 		if !strings.HasPrefix(dir, mount+"/") {
 			continue
 		}
-		err := writeFile(strconv.Itoa(pid), home, "cgroup.procs")
-		if err != nil && !errors.Is(err, unix.ESRCH) {
-			err = writeFile(strconv.Itoa(pid), mount, "cgroup.procs")
-		}
-		if err != nil && !errors.Is(err, unix.ESRCH) {
+		if err := g.sendTo(mount, home, pid); err != nil {
 			return fmt.Errorf("move process %d out of %s: %w", pid, dir, err)
 		}
 	}
 	return nil
+}
+
+// sendTo moves a process to home, or to the root of the hierarchy; one that is gone is no error.
+func (g *Group) sendTo(mount, home string, pid int) error {
+	err := writeFile(strconv.Itoa(pid), home, "cgroup.procs")
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		err = writeFile(strconv.Itoa(pid), mount, "cgroup.procs")
+	}
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return err
 }
 
 // record writes a directory into the ledger, once.

@@ -149,6 +149,14 @@ func conformance(t *testing.T, begin func(*testing.T) *fixture) {
 			}
 			f.must(writeFile(strconv.Itoa(other.Process.Pid), d.Path, "cgroup.procs"))
 		}
+		free := f.sleeper()
+		for _, d := range g.plan.Dirs {
+			f.must(writeFile(strconv.Itoa(free.Process.Pid), d.Path, "cgroup.procs"))
+		}
+		f.must(g.SendHome(free.Process.Pid))
+		if got := f.where(free.Process.Pid); got != before {
+			t.Errorf("a process that was sent home is in\n%s\nnot in\n%s", got, before)
+		}
 		if n := len(f.led.Entries()); n < len(g.plan.Dirs) {
 			t.Errorf("%d entries in the ledger", n)
 		}

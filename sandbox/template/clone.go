@@ -41,8 +41,8 @@ type Hypervisor struct {
 	releases sync.WaitGroup // of memory, when machines have ended
 
 	mu     sync.Mutex
-	failed bool               // guarded by mu; no more clones
-	wanted *hypervisor.Config // guarded by mu; what a template is to be made of
+	failed bool // guarded by mu; no more clones
+	wanted bool // guarded by mu; a template was not found
 }
 
 // key is that of the machine's template.
@@ -107,7 +107,7 @@ func (h *Hypervisor) find(c hypervisor.Config) *Template {
 		h.Log.Warn("template is of no use, booting instead; it will be made again", "error", err)
 	}
 	h.mu.Lock()
-	h.wanted = &c
+	h.wanted = true
 	h.mu.Unlock()
 	return nil
 }
@@ -164,21 +164,14 @@ func (h *Hypervisor) clone(ctx context.Context, t *Template, c hypervisor.Config
 // have not are waited for.
 func (h *Hypervisor) Wait() { h.releases.Wait() }
 
-// Prepare makes the template that the last Start did not find, if any. It is for
-// when the pod runs. That somebody else makes it is no error.
-func (h *Hypervisor) Prepare(ctx context.Context) error {
+// Wanted tells, once, whether a Start did not find a template: then it may be made
+// when the pod runs.
+func (h *Hypervisor) Wanted() bool {
 	h.mu.Lock()
-	c := h.wanted
-	h.wanted = nil
-	h.mu.Unlock()
-	if c == nil {
-		return nil
-	}
-	_, err := h.Make(ctx, *c)
-	if errors.Is(err, ErrBusy) {
-		return nil
-	}
-	return err
+	defer h.mu.Unlock()
+	w := h.wanted
+	h.wanted = false
+	return w
 }
 
 // Make makes the template of a machine, unless it is there, and returns its digest.
@@ -191,6 +184,9 @@ func (h *Hypervisor) Make(ctx context.Context, c hypervisor.Config) (string, err
 	defer cancel()
 	begin := time.Now()
 	err = h.Store.Make(ctx, k, int64(c.MemoryBytes), func(ctx context.Context, dir string, memory, state *os.File) error {
+		if err := h.Store.room(int64(c.MemoryBytes)); err != nil {
+			return err
+		}
 		return h.save(ctx, bare(c), dir, memory, state)
 	})
 	if err == nil {

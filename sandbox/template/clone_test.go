@@ -88,8 +88,11 @@ func TestFirstAndSecondPod(t *testing.T) {
 	if cloned, booted := b.restored(); cloned != 0 || booted != 1 {
 		t.Fatalf("%d cloned, %d booted", cloned, booted)
 	}
-	must(t, h.Prepare(ctx))
-	must(t, h.Prepare(ctx)) // nothing more to do
+	if !h.Wanted() || h.Wanted() {
+		t.Error("a template that was not found is to be wanted once")
+	}
+	must1[string](t)(h.Make(ctx, c))
+	must1[string](t)(h.Make(ctx, c)) // nothing more to do
 	if saved := b.started[1]; saved.Vsock != hypervisor.VsockSerial || saved.ReadyParam != "" || saved.Memory == nil || saved.MemoryPrivate ||
 		!strings.Contains(strings.Join(saved.KernelParams, " "), "agent.channel=") {
 		t.Errorf("the template's machine is %+v", saved)
@@ -105,7 +108,9 @@ func TestFirstAndSecondPod(t *testing.T) {
 		t.Errorf("the second pod's machine is %+v", got)
 	}
 	must(t, v.Stop(ctx))
-	must(t, h.Prepare(ctx))
+	if h.Wanted() {
+		t.Error("a template that was found is wanted")
+	}
 	if cloned, booted := b.restored(); cloned != 1 || booted != 0 {
 		t.Errorf("%d cloned, %d booted", cloned, booted)
 	}
@@ -173,15 +178,15 @@ func TestRestoreFails(t *testing.T) {
 	if cloned, booted := b.restored(); cloned != 1 || booted != 2 { // the template's too
 		t.Errorf("%d cloned, %d booted", cloned, booted)
 	}
-	tpl, err := s.Open(must1(t)(h.key(c)).Digest())
+	tpl, err := s.Open(must1[Key](t)(h.key(c)).Digest())
 	must(t, err)
 	if u := tpl.Users(); len(u) != 0 {
 		t.Errorf("the failed start still holds the memory: %v", u)
 	}
 }
 
-func must1(t *testing.T) func(Key, error) Key {
-	return func(k Key, err error) Key { t.Helper(); must(t, err); return k }
+func must1[T any](t *testing.T) func(T, error) T {
+	return func(v T, err error) T { t.Helper(); must(t, err); return v }
 }
 
 // A broken template is one warning and a boot, and is then made anew.
@@ -201,7 +206,10 @@ func TestBrokenTemplateBoots(t *testing.T) {
 	if n := strings.Count(log.String(), "level=WARN"); n != 1 || !strings.Contains(log.String(), "bytes, not") {
 		t.Errorf("want one warning with the reason: %s", log)
 	}
-	must(t, h.Prepare(ctx))
+	if !h.Wanted() {
+		t.Error("a broken template is not made again")
+	}
+	must1[string](t)(h.Make(ctx, c))
 	_, err = s.Open(digest)
 	must(t, err)
 }
