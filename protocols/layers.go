@@ -27,6 +27,11 @@ const (
 	OptMemoryUpper = "io.katacontainers.fs-opt.overlay-rw"
 	// OptOverlay carries one more option of the overlay. An addition of ours.
 	OptOverlay = "io.katacontainers.fs-opt.overlay-option="
+	// OptDevicePartition, once for each further device of an EROFS in the order of its
+	// device table, is the partition that shows that device's data alone, for kernels
+	// that do not read an EROFS with its devices as one (before Linux 6.4). An
+	// addition of ours: without it the partition of the layer has all of them.
+	OptDevicePartition = "io.katacontainers.fs-opt.device-partition="
 	// OptRootDir, on an upper without lowers, makes this directory of it the root. An
 	// addition of ours.
 	OptRootDir = "io.katacontainers.fs-opt.root-dir="

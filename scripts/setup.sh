@@ -16,7 +16,7 @@ packages=(
 	gcc make pkg-config dpkg-dev binutils python3 git
 	libcap-dev libseccomp-dev
 	protobuf-compiler libprotobuf-dev
-	iproute2 containernetworking-plugins lz4 zstd xz-utils e2fsprogs
+	iproute2 containernetworking-plugins lz4 zstd xz-utils e2fsprogs xfsprogs
 )
 
 # minimum_go: go.mod names the language version; `go` itself fetches a newer

@@ -42,6 +42,7 @@ type layer struct {
 	storage   *agentpb.Storage
 	options   []string // for mount(2)
 	partition int      // 0 for the whole disk
+	devices   []int    // partitions of the further devices of an EROFS
 	verity    *verity
 }
 
@@ -113,9 +114,15 @@ func (g *layers) read(s *agentpb.Storage) (l layer, upper bool, err error) {
 			g.overlay = append(g.overlay, value)
 		case key+"=" == protocols.OptRootDir:
 			g.rootDir = value
-		case key+"=" == protocols.OptPartition:
-			if l.partition, err = strconv.Atoi(value); err != nil || l.partition < 1 {
+		case key+"=" == protocols.OptPartition, key+"=" == protocols.OptDevicePartition:
+			n, err := strconv.Atoi(value)
+			if err != nil || n < 1 {
 				return l, upper, fault.New(fault.InvalidArgument, "layer option %q: want a partition's number", o)
+			}
+			if key+"=" == protocols.OptPartition {
+				l.partition = n
+			} else {
+				l.devices = append(l.devices, n)
 			}
 		case !strings.HasPrefix(o, "X-kata.") && !strings.HasPrefix(o, optLayerPrefix):
 			l.options = append(l.options, o)
@@ -178,9 +185,16 @@ func bindRoot(source string, g *layers) error {
 
 // mountLayer mounts one layer. disks remembers which node a place has.
 func (m *Manager) mountLayer(ctx context.Context, l layer, mp string, words []string, disks map[string]string, e *entry) error {
-	node, err := m.layerNode(ctx, l, disks)
+	node, err := m.layerNode(ctx, l.storage.Source, l.partition, disks)
 	if err != nil {
 		return err
+	}
+	for _, n := range l.devices {
+		device, err := m.layerNode(ctx, l.storage.Source, n, disks)
+		if err != nil {
+			return err
+		}
+		words = append(words, "device="+device)
 	}
 	if l.verity != nil {
 		device, err := m.openVerity(l.verity, node, fmt.Sprintf("kata-%s-%s", filepath.Base(filepath.Dir(mp)), filepath.Base(mp)))
@@ -192,27 +206,47 @@ func (m *Manager) mountLayer(ctx context.Context, l layer, mp string, words []st
 		node = device.node
 	}
 	if err := m.mountAt(node, mp, l.storage.Fstype, words); err != nil {
-		return err
+		return errors.Join(err, smallBlocks(node, l.storage.Fstype))
 	}
 	e.undo = append(e.undo, func() error { return unmount(mp) })
 	return nil
 }
 
-// layerNode is the device node of a layer, once it is there.
-func (m *Manager) layerNode(ctx context.Context, l layer, disks map[string]string) (string, error) {
-	node, ok := disks[l.storage.Source]
+// smallBlocks is what a kernel before Linux 6.4 does not say of an EROFS that it
+// refuses: that it has blocks smaller than a page, as tar streams behind an index
+// do. It is nil for others. The size's logarithm is byte 12 of the superblock at
+// byte 1024.
+func smallBlocks(node, fstype string) error {
+	if fstype != "erofs" {
+		return nil
+	}
+	f, err := os.Open(node)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	var bits [1]byte
+	if _, err := f.ReadAt(bits[:], 1024+12); err != nil || bits[0] < 9 || bits[0] > 16 || 1<<bits[0] >= os.Getpagesize() {
+		return nil
+	}
+	return fmt.Errorf("its blocks have %d bytes, which needs a guest kernel of 6.4 or newer", 1<<bits[0])
+}
+
+// layerNode is the device node of a partition, or with 0 of the disk, at source once it is there.
+func (m *Manager) layerNode(ctx context.Context, source string, partition int, disks map[string]string) (string, error) {
+	node, ok := disks[source]
 	if !ok {
 		find := m.finder.BlockByPCI
-		if filepath.IsAbs(l.storage.Source) {
+		if filepath.IsAbs(source) {
 			find = m.finder.BlockByName
 		}
 		var err error
-		if node, err = find(ctx, l.storage.Source); err != nil {
+		if node, err = find(ctx, source); err != nil {
 			return "", err
 		}
-		disks[l.storage.Source] = node
+		disks[source] = node
 	}
-	if l.partition == 0 {
+	if partition == 0 {
 		return node, nil
 	}
 	// A disk whose name ends in a digit has a p before the number (kernel block/genhd.c).
@@ -220,7 +254,7 @@ func (m *Manager) layerNode(ctx context.Context, l layer, disks map[string]strin
 	if c := name[len(name)-1]; c >= '0' && c <= '9' {
 		name += "p"
 	}
-	return m.finder.BlockByName(ctx, name+strconv.Itoa(l.partition))
+	return m.finder.BlockByName(ctx, name+strconv.Itoa(partition))
 }
 
 // mountUpper mounts what is written, and makes its directories; the result is

@@ -4,8 +4,10 @@ package storage
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,7 +24,8 @@ func lay(fstype string, options ...string) *agentpb.Storage {
 func TestSortLayers(t *testing.T) {
 	g, err := sortLayers([]*agentpb.Storage{
 		lay("ext4", "rw", "noatime", protocols.OptOverlayUpper),
-		lay("erofs", "ro", protocols.OptOverlayLower, protocols.OptPartitioned, protocols.OptPartition+"2", protocols.OptOverlay+"index=off"),
+		lay("erofs", "ro", protocols.OptOverlayLower, protocols.OptPartitioned, protocols.OptPartition+"2", protocols.OptOverlay+"index=off",
+			protocols.OptDevicePartition+"5", protocols.OptDevicePartition+"4"),
 		lay("erofs", "ro", protocols.OptVerity, protocols.OptVerityRoot+"aa", protocols.OptVerityOffset+"4096"),
 	})
 	if err != nil {
@@ -31,7 +34,7 @@ func TestSortLayers(t *testing.T) {
 	if g.mp != "/root" || g.upper == nil || strings.Join(g.upper.options, ",") != "rw,noatime" || len(g.lowers) != 2 || strings.Join(g.overlay, ",") != "index=off" {
 		t.Errorf("%+v", g)
 	}
-	if l := g.lowers[0]; l.partition != 2 || strings.Join(l.options, ",") != "ro" || l.verity != nil {
+	if l := g.lowers[0]; l.partition != 2 || strings.Join(l.options, ",") != "ro" || l.verity != nil || !slices.Equal(l.devices, []int{5, 4}) {
 		t.Errorf("first lower: %+v", l)
 	}
 	if v := g.lowers[1].verity; v == nil || v.root != "aa" || v.offset != 4096 || g.lowers[1].partition != 0 {
@@ -43,7 +46,7 @@ func TestSortLayers(t *testing.T) {
 	scsi.Driver = "scsi"
 	for name, group := range map[string][]*agentpb.Storage{
 		"two roots": {lay("erofs"), other}, "a driver": {scsi}, "two uppers": {lay("ext4"), lay("ext4"), lay("erofs")},
-		"no lower": {lay("ext4")}, "partition": {lay("erofs", protocols.OptPartition+"0")}, "verity without a hash": {lay("erofs", protocols.OptVerity)},
+		"no lower": {lay("ext4")}, "partition": {lay("erofs", protocols.OptPartition+"0")}, "a device's partition": {lay("erofs", protocols.OptDevicePartition+"x")}, "verity without a hash": {lay("erofs", protocols.OptVerity)},
 		"verity at no number": {lay("erofs", protocols.OptVerityRoot+"aa", protocols.OptVerityOffset+"x")},
 		"a directory outside": {lay("ext4", protocols.OptRootDir+"../x")}, "a directory and lowers": {lay("ext4", protocols.OptRootDir+"x"), lay("erofs")},
 	} {
@@ -91,6 +94,24 @@ func TestVerityTarget(t *testing.T) {
 		if _, err := verityTarget(v, "/dev/vda1", b); err == nil || !strings.Contains(err.Error(), "superblock") {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestSmallBlocks: only blocks below a page are a reason.
+func TestSmallBlocks(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "layer")
+	for bits, want := range map[byte]bool{0: false, 9: true, 12: false, 200: false} {
+		super := make([]byte, 2048)
+		super[1024+12] = bits
+		if err := os.WriteFile(path, super, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := smallBlocks(path, "erofs"); (err != nil) != want {
+			t.Errorf("2^%d: %v", bits, err)
+		}
+	}
+	if err := errors.Join(smallBlocks(path+"x", "erofs"), smallBlocks(path, "ext4")); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -238,6 +238,9 @@ func (m *Manager) mountAt(source, mp, fstype string, words []string) error {
 	}
 	o := ParseOptions(words)
 	if err := unix.Mount(source, mp, fstype, o.Flags, o.Data); err != nil {
+		if errors.Is(err, unix.ENODEV) {
+			err = fmt.Errorf("the guest's kernel has no file system %s: %w", fstype, err)
+		}
 		return fmt.Errorf("mount %s as %s with options %q: %w", source, fstype, words, err)
 	}
 	if o.Propagation != 0 {

@@ -88,7 +88,7 @@ func (c *Containerd) config() string {
 		b.WriteString(c.opts.EROFS.config())
 	}
 	if c.opts.Snapshotter == "blockfile" {
-		fmt.Fprintf(&b, "[plugins.\"io.containerd.snapshotter.v1.blockfile\"]\n  scratch_file = %q\n  fs_type = \"ext4\"\n", c.scratchFile())
+		fmt.Fprintf(&b, "[plugins.\"io.containerd.snapshotter.v1.blockfile\"]\n  scratch_file = %q\n  fs_type = %q\n", c.scratchFile(), c.opts.BlockfileType)
 	}
 	b.WriteString(c.opts.ExtraConfig)
 	return b.String()

@@ -3,8 +3,11 @@
 package lab
 
 import (
+	"context"
 	"fmt"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -16,9 +19,6 @@ type EROFS struct {
 	UpperSize string
 	// TarIndex keeps layers as tar streams behind an index.
 	TarIndex bool
-	// MaxUnmerged is how many layers a container has before their metadata is merged
-	// into one image, with the layers as its devices; 0 never merges.
-	MaxUnmerged int
 	// Mkfs are more options of mkfs.erofs.
 	Mkfs []string
 }
@@ -30,14 +30,30 @@ func (e EROFS) config() string {
 	if e.UpperSize != "" {
 		fmt.Fprintf(&b, "  default_size = %q\n", e.UpperSize)
 	}
-	if e.MaxUnmerged > 0 {
-		fmt.Fprintf(&b, "  max_unmerged_layers = %d\n", e.MaxUnmerged)
-	}
 	fmt.Fprintf(&b, "[plugins.\"io.containerd.differ.v1.erofs\"]\n  enable_tar_index = %t\n", e.TarIndex)
 	if len(e.Mkfs) > 0 {
 		fmt.Fprintf(&b, "  mkfs_options = [%s]\n", quoted(e.Mkfs))
 	}
 	return b.String()
+}
+
+// MergeLayers merges the metadata of an image's layers, the topmost first, into
+// one EROFS that has them as its devices, where the snapshotter of containerd 2.3
+// and newer looks for it: beside the topmost one. containerd itself (2.4.2) only
+// reads such files.
+func (c *Containerd) MergeLayers(ctx context.Context, layers []string) error {
+	base, err := Dir()
+	if err != nil {
+		return err
+	}
+	args := []string{"--quiet", "--aufs", "--ovlfs-strip=1", filepath.Join(filepath.Dir(layers[0]), "fsmeta.erofs")}
+	for _, l := range slices.Backward(layers) {
+		args = append(args, l)
+	}
+	if out, err := exec.CommandContext(ctx, filepath.Join(base, "erofs", "mkfs.erofs"), args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("lab: merge layers: %w: %s", err, out)
+	}
+	return nil
 }
 
 // LayerFiles are the erofs snapshotter's layers, in the order of its numbers.

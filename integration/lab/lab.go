@@ -41,6 +41,8 @@ type Options struct {
 	Snapshotter string
 	// EROFS is how the erofs snapshotter and its differ are set up.
 	EROFS EROFS
+	// BlockfileType is the file system of blockfile snapshots: ext4, which empty means, or xfs.
+	BlockfileType string
 	// CRI keeps the Kubernetes plugins on (of 1.7 and 2.2 only `make test-all` sets
 	// up a build that has them) and configures them: the handlers of cri.go, a CNI bridge, all in a network namespace of the
 	// lab's own. Ctr works in the CRI's namespace then.
@@ -113,6 +115,9 @@ func prepare(o Options) (*Containerd, error) {
 	}
 	if o.Snapshotter == "" {
 		o.Snapshotter = "overlayfs"
+	}
+	if o.BlockfileType == "" {
+		o.BlockfileType = "ext4"
 	}
 	base, err := Dir()
 	if err != nil {

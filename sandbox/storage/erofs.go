@@ -31,8 +31,9 @@ const (
 	erofsSlotMappedAt  = 68
 )
 
-// maxErofsDevices bounds a device table, which the image's maker wrote.
-const maxErofsDevices = 255
+// maxErofsDevices bounds a device table, which the image's maker wrote: the guest
+// names that many devices within the page of options that mount(2) takes.
+const maxErofsDevices = 200
 
 // erofsSuper is what matters here of a superblock. Lengths and places are in bytes.
 type erofsSuper struct {
@@ -120,6 +121,18 @@ func (s *erofsSuper) region(meta *os.File, devices []*os.File) ([]hypervisor.Dis
 		start = d.at
 	}
 	return parts, nil
+}
+
+// within checks that a file of size bytes holds the data of its devices itself, as
+// tar streams behind an index do (containerd's enable_tar_index).
+func (s *erofsSuper) within(size uint64) error {
+	for i, d := range s.devices {
+		if d.at < s.size || d.at+d.size > size {
+			return fmt.Errorf("device %d of the EROFS device table is at bytes %d to %d of a file of %d, and no device= option names it: %w",
+				i, d.at, d.at+d.size, size, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
 }
 
 // sectors rounds a size up to the layers' alignment on a disk.

@@ -34,11 +34,18 @@ var linuxData = [16]byte{0xAF, 0x3D, 0xC6, 0x0F, 0x83, 0x84, 0x72, 0x47, 0x8E, 0
 // partition is one entry, in sectors.
 type partition struct{ first, count uint64 }
 
-// gpt lays partitions of the given lengths, in sectors, out one after the other.
-// head and tail are what comes before the first and after the last of them; the
-// same lengths give the same bytes.
-func gpt(lengths []uint64) (head, tail []byte) {
-	entries := max(gptMinEntries, len(lengths))
+// window is a partition that shows a piece of another one: in sectors, from that
+// one's begin on.
+type window struct {
+	of        int
+	at, count uint64
+}
+
+// gpt lays partitions of the given lengths, in sectors, out one after the other, and
+// numbers the windows after them. head and tail are what comes before the first and
+// after the last of them; the same arguments give the same bytes.
+func gpt(lengths []uint64, windows []window) (head, tail []byte) {
+	entries := max(gptMinEntries, len(lengths)+len(windows))
 	table := (uint64(entries)*gptEntryBytes + hypervisor.SectorBytes - 1) / hypervisor.SectorBytes
 	first := sectors((2 + table) * hypervisor.SectorBytes)
 	next := first
@@ -46,6 +53,9 @@ func gpt(lengths []uint64) (head, tail []byte) {
 	for _, n := range lengths {
 		parts = append(parts, partition{next, n})
 		next += n
+	}
+	for _, w := range windows {
+		parts = append(parts, partition{parts[w.of].first + w.at, w.count})
 	}
 	last := next + table // the spare header's sector, after the spare table
 	array := gptArray(parts, entries)

@@ -44,6 +44,7 @@ type RootDisks struct {
 	root        *Root
 	partitioned bool
 	verity      []verity // by lower; empty root hash for none
+	windows     []window // a partition for each further device of a lower, after those of the lowers
 	// Layers holds all lowers; Upper what is written. Either may be nil.
 	Layers, Upper *Source
 }
@@ -96,14 +97,18 @@ func (d *RootDisks) Sources() (out []*Source) {
 }
 
 // openLowers joins the layers to one disk, with a partition for each when there
-// are several.
+// are several, and one for each further device of a layer.
 func (d *RootDisks) openLowers() error {
 	d.Layers = &Source{ReadOnly: true}
 	lowers := d.root.Lowers
-	d.partitioned = len(lowers) > 1
-	if len(lowers) > maxPartitions {
-		return fmt.Errorf("rootfs: %d layers: at most %d fit one disk: %w", len(lowers), maxPartitions, errdefs.ErrInvalidArgument)
+	count := len(lowers)
+	for _, l := range lowers {
+		count += len(l.Devices)
 	}
+	if count > maxPartitions {
+		return fmt.Errorf("rootfs: %d layers and devices of them: at most %d fit one disk: %w", count, maxPartitions, errdefs.ErrInvalidArgument)
+	}
+	d.partitioned = count > 1
 	var lengths []uint64
 	var key strings.Builder
 	for i, l := range lowers {
@@ -114,7 +119,10 @@ func (d *RootDisks) openLowers() error {
 		d.Layers.Parts = append(d.Layers.Parts, region...)
 		d.verity = append(d.verity, v)
 		var n uint64
-		for _, p := range region {
+		for j, p := range region {
+			if j > 0 {
+				d.windows = append(d.windows, window{of: i, at: n, count: p.Sectors})
+			}
 			n += p.Sectors
 			k, err := fileKey(p.File)
 			if err != nil {
@@ -129,7 +137,7 @@ func (d *RootDisks) openLowers() error {
 	if !d.partitioned {
 		return nil
 	}
-	head, tail := gpt(lengths)
+	head, tail := gpt(lengths, d.windows)
 	first, err := memoryPart("layers-head", head)
 	if err != nil {
 		return err
@@ -176,9 +184,12 @@ func openLayer(l Layer) (parts []hypervisor.DiskPart, v verity, err error) {
 			return nil, v, err
 		}
 	}
-	if len(super.devices)+len(l.Devices) > 0 {
+	if len(l.Devices) > 0 {
 		parts, err = super.region(files[0], files[1:])
 		return parts, v, err
+	}
+	if err := super.within(size); err != nil {
+		return nil, v, err
 	}
 	return []hypervisor.DiskPart{{File: files[0], Sectors: sectors(size)}}, v, nil
 }
@@ -319,6 +330,11 @@ func (d *RootDisks) Storages(container, layers, upper string) []*agentpb.Storage
 		s := &agentpb.Storage{Driver: "blk", Source: layers, Fstype: "erofs", MountPoint: root, Options: append(slices.Clone(l.Options), protocols.OptOverlayLower, protocols.OptMultiLayer)}
 		if d.partitioned {
 			s.Options = append(s.Options, protocols.OptPartitioned, protocols.OptPartition+strconv.Itoa(i+1))
+		}
+		for j, w := range d.windows {
+			if w.of == i {
+				s.Options = append(s.Options, protocols.OptDevicePartition+strconv.Itoa(len(d.root.Lowers)+j+1))
+			}
 		}
 		if v := d.verity[i]; v.RootHash != "" {
 			s.Options = append(s.Options, protocols.OptVerity, protocols.OptVerityRoot+v.RootHash, protocols.OptVerityOffset+strconv.FormatUint(v.HashOffset, 10))

@@ -126,10 +126,13 @@ func readGPT(t *testing.T, disk []byte) (out []partition) {
 			if first == 0 {
 				continue
 			}
-			if first != next || end < first {
+			window := end < next // a piece of one before
+			if first != next && !window || end < first || first < le.Uint64(h[40:]) {
 				t.Fatalf("partition %d from %d to %d: want it to begin at %d", e, first, end, next)
 			}
-			next = end + 1
+			if !window {
+				next = end + 1
+			}
 			out = append(out, partition{first, end + 1 - first})
 		}
 		if next-1 != le.Uint64(h[48:]) {
@@ -139,22 +142,46 @@ func readGPT(t *testing.T, disk []byte) (out []partition) {
 	return out
 }
 
-// TestMergedLayers: metadata and data lie where the device table says.
+// TestMergedLayers: metadata and data lie where the device table says, and each
+// device has a partition of its own behind those of the layers.
 func TestMergedLayers(t *testing.T) {
 	dir := t.TempDir()
 	one, two := writeBytes(t, filepath.Join(dir, "1"), erofsImage(3, 1)), writeBytes(t, filepath.Join(dir, "2"), erofsImage(2, 2))
 	meta := writeBytes(t, filepath.Join(dir, "meta"), erofsImage(1, 9, erofsDevice{4 * 4096, 3 * 4096}, erofsDevice{7 * 4096, 2 * 4096}))
-	r := &Root{Lowers: []Layer{{Type: "erofs", Source: meta, Devices: []string{one, two}}}, ReadOnly: true}
+	r := &Root{Lowers: []Layer{{Type: "erofs", Source: meta, Devices: []string{one, two}}, {Type: "erofs", Source: one}}, ReadOnly: true}
 	d, err := r.Open(NewDisks())
 	must(t, err)
 	defer d.Close()
 	disk := join(t, d.Layers.Parts)
-	if len(disk) != 9*4096 || disk[0] != 9 || disk[4*4096-1] != 0 || disk[4*4096] != 1 || disk[7*4096] != 2 {
-		t.Errorf("%d bytes: %d %d %d", len(disk), disk[0], disk[4*4096], disk[7*4096])
+	parts := readGPT(t, disk)
+	if len(parts) != 4 {
+		t.Fatalf("%d partitions, want 4", len(parts))
+	}
+	layer := disk[parts[0].first*hypervisor.SectorBytes:]
+	if parts[0].count != 9*8 || layer[0] != 9 || layer[4*4096-1] != 0 || layer[4*4096] != 1 || layer[7*4096] != 2 {
+		t.Errorf("%d sectors: %d %d %d", parts[0].count, layer[0], layer[4*4096], layer[7*4096])
+	}
+	if first := parts[0].first; parts[2] != (partition{first + 4*8, 3 * 8}) || parts[3] != (partition{first + 7*8, 2 * 8}) {
+		t.Errorf("partitions of the devices: %v", parts[2:])
 	}
 	s := d.Storages("c1", "08/00", "")
-	if len(s) != 1 || strings.Contains(strings.Join(s[0].Options, " "), "partition") {
-		t.Errorf("storages %v: want one of the whole disk", s)
+	for i, want := range []string{"X-kata.partition-number=1 io.katacontainers.fs-opt.device-partition=3 io.katacontainers.fs-opt.device-partition=4", "X-kata.partition-number=2"} {
+		if got := strings.Join(s[i].Options, " "); !strings.HasSuffix(got, want) {
+			t.Errorf("storage %d: %s; want %s", i, got, want)
+		}
+	}
+}
+
+// TestTarIndex: data behind the index, in the same file, is part of the layer.
+func TestTarIndex(t *testing.T) {
+	data := append(erofsImage(1, 1, erofsDevice{4096, 2 * 4096}), bytes.Repeat([]byte("tar "), 2048)...)
+	path := writeBytes(t, filepath.Join(t.TempDir(), "layer.erofs"), data)
+	r := &Root{Lowers: []Layer{{Type: "erofs", Source: path}}, ReadOnly: true}
+	d, err := r.Open(NewDisks())
+	must(t, err)
+	defer d.Close()
+	if disk := join(t, d.Layers.Parts); !bytes.Equal(disk, data) || d.partitioned {
+		t.Errorf("the disk has %d bytes, partitioned %v; want the file as it is", len(disk), d.partitioned)
 	}
 }
 
@@ -233,7 +260,8 @@ func TestBadLayers(t *testing.T) {
 		"a directory":                 {Layer{Source: dir}, errdefs.IsInvalidArgument, "want a regular file"},
 		"a relative path":             {Layer{Source: "layer.erofs"}, errdefs.IsInvalidArgument, "absolute"},
 		"devices not wanted":          {Layer{Source: good, Devices: []string{good}}, errdefs.IsInvalidArgument, "1 devices are given, the EROFS device table has 0"},
-		"devices not given":           {Layer{Source: meta}, errdefs.IsInvalidArgument, "0 devices are given"},
+		"devices not given":           {Layer{Source: meta}, errdefs.IsInvalidArgument, "bytes 4096 to 12288 of a file of 4096, and no device= option names it"},
+		"data within the index":       {Layer{Source: overlap}, errdefs.IsInvalidArgument, "bytes 0 to 4096"},
 		"device truncated":            {Layer{Source: meta, Devices: []string{truncated}}, errdefs.IsInvalidArgument, "truncated"},
 		"device missing":              {Layer{Source: meta, Devices: []string{dir + "/no"}}, errdefs.IsNotFound, "/no"},
 		"device over another":         {Layer{Source: overlap, Devices: []string{good}}, errdefs.IsInvalidArgument, "device 0 lies at byte 0"},
@@ -259,7 +287,7 @@ func TestBadLayers(t *testing.T) {
 	for range maxPartitions + 1 {
 		many.Lowers = append(many.Lowers, Layer{Type: "erofs", Source: good})
 	}
-	if _, err := many.Open(NewDisks()); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "256 layers") {
+	if _, err := many.Open(NewDisks()); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "256 layers and devices") {
 		t.Errorf("too many: %v", err)
 	}
 }

@@ -97,11 +97,23 @@ func (r *Root) String() string {
 	case len(r.Lowers) == 0:
 		return "a disk of type " + r.Upper.Type
 	case r.ReadOnly:
-		return fmt.Sprintf("%d read-only layers of type erofs", len(r.Lowers))
+		return fmt.Sprintf("%d read-only layers of type erofs%s", len(r.Lowers), r.merged())
 	case r.Upper == nil:
-		return fmt.Sprintf("%d layers of type erofs, written in guest memory", len(r.Lowers))
+		return fmt.Sprintf("%d layers of type erofs%s, written in guest memory", len(r.Lowers), r.merged())
 	}
-	return fmt.Sprintf("%d layers of type erofs, written to a disk of type %s", len(r.Lowers), r.Upper.Type)
+	return fmt.Sprintf("%d layers of type erofs%s, written to a disk of type %s", len(r.Lowers), r.merged(), r.Upper.Type)
+}
+
+// merged says how many layers are devices of others.
+func (r *Root) merged() string {
+	n := 0
+	for _, l := range r.Lowers {
+		n += len(l.Devices)
+	}
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (merged: %d devices)", n)
 }
 
 // wholeRoot is one filesystem as it is.
@@ -136,6 +148,10 @@ func layer(i int, m Mount) (Layer, error) {
 		default:
 			l.Options = append(l.Options, o)
 		}
+	}
+	if m.Type == "xfs" && !slices.Contains(l.Options, "nouuid") {
+		// Snapshots are copies of one file system; a guest has those of several containers.
+		l.Options = append(l.Options, "nouuid")
 	}
 	if l.Verity != "" && len(l.Devices) > 0 {
 		return l, fmt.Errorf("rootfs[%d]: dm-verity of an EROFS with further devices: %w", i, errdefs.ErrNotImplemented)

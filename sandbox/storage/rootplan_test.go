@@ -53,7 +53,7 @@ func TestPlanRoot(t *testing.T) {
 		"merged metadata": {
 			[]Mount{merged, {Type: "format/mkdir/overlay", Options: []string{"upperdir=/s/3/fs", "lowerdir={{ mount 0 }}"}}},
 			&Root{Lowers: []Layer{{Type: "erofs", Source: "/s/4/layer.erofs", Devices: []string{"/s/1/layer.erofs", "/s/2/layer.erofs"}, Options: []string{"ro"}}}},
-			"1 layers of type erofs, written in guest memory",
+			"1 layers of type erofs (merged: 2 devices), written in guest memory",
 		},
 		"dm-verity": {
 			[]Mount{erofsLayer(1, "X-containerd.dmverity=/s/1/layer.erofs.dmverity"), {Type: "format/mkdir/overlay", Options: []string{"upperdir=/u", "lowerdir={{ mount 0 }}"}}},
@@ -69,7 +69,7 @@ func TestPlanRoot(t *testing.T) {
 			&Root{Upper: &Layer{Type: "ext4", Source: "/s/7", Options: []string{"sync"}}}, "a disk of type ext4",
 		},
 		"devmapper, read-only": {
-			[]Mount{{Type: "xfs", Source: "/dev/mapper/x", Options: []string{"ro", "nouuid"}}},
+			[]Mount{{Type: "xfs", Source: "/dev/mapper/x", Options: []string{"ro"}}},
 			&Root{Upper: &Layer{Type: "xfs", Source: "/dev/mapper/x", Options: []string{"ro", "nouuid"}}, ReadOnly: true}, "a disk of type xfs",
 		},
 		"overlayfs":  {[]Mount{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/a:/b"}}}, nil, "a mount of type overlay"},
