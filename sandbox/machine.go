@@ -153,7 +153,8 @@ func (s *Sandbox) startVMM(ctx context.Context, m *machine, share *storage.Share
 		}
 	}
 	err := s.startOnce(ctx, m, share, vc, noShare)
-	if !errors.Is(err, template.ErrRestore) {
+	// What the host's kernel has killed for want of memory would not fit when it boots either.
+	if !errors.Is(err, template.ErrRestore) || m.cgroup != nil && m.cgroup.OOM() != nil {
 		again.CloseDevices()
 		return m.vm, err
 	}

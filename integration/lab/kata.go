@@ -36,6 +36,9 @@ func (c *Containerd) makeTemplate(ctx context.Context) error {
 	if os.Getenv(EnvTemplate) == "" || c.opts.ShimDir == "" || c.opts.Kata == nil {
 		return nil
 	}
+	if _, err := os.Stat(filepath.Join(c.opts.ShimDir, "kata-ctl")); errors.Is(err, os.ErrNotExist) {
+		return nil // a shim alone: its first pod has it made
+	}
 	if out, err := c.KataCtl(ctx, "template", "init"); err != nil {
 		return fmt.Errorf("lab: make a template: %w: %s", err, out)
 	}
