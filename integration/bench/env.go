@@ -158,7 +158,7 @@ func (e *Env) Probes() []Probe {
 	return append(probes,
 		e.crowd(4), e.crowd(16),
 		e.cloneStart(), e.cloneCrowd(4), e.cloneCrowd(16),
-		e.firstBytes(), e.rootReads(), e.fileSystems(), e.attach(), e.resize(),
+		e.firstBytes(), e.rootReads(), e.fileSystems(), e.attach(), e.syncs(), e.resize(),
 		e.cloneMemory(), e.density(), e.coldDensity(), e.cloneCrowd(64),
 		e.idle())
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -80,10 +79,8 @@ const loadImage = "example.com/load:latest"
 // importLoad builds loadProgram and imports the image with it.
 func (e *Env) importLoad(ctx context.Context, w *Env) error {
 	path := filepath.Join(e.dir, "load")
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", path, loadProgram)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s: %w: %s", loadProgram, err, out)
+	if err := buildProgram(ctx, path, loadProgram); err != nil {
+		return err
 	}
 	program, err := os.ReadFile(path)
 	if err != nil {

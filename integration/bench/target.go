@@ -44,6 +44,7 @@ var targets = []target{
 	{diskRead, diskReadRaw, 0.8},
 	{diskMetadata, shareMetadata, 0.2},
 	{diskAttach, "", 150},
+	{volumeSync, "", 200},
 	{memoryKept, "", 5},
 	{memoryFreed, "", 15},
 }

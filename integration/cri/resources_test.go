@@ -119,6 +119,7 @@ func TestResources(t *testing.T) {
 	t.Run("Resize", func(t *testing.T) { testResize(p.in(t)) })
 	t.Run("HostQuota", func(t *testing.T) { testHostQuota(p.in(t)) })
 	t.Run("Figures", func(t *testing.T) { testFigures(p.in(t)) })
+	t.Run("DiskUsage", func(t *testing.T) { testDiskUsage(p.in(t)) })
 }
 
 // testResize: an in-place resize as the kubelet makes it, of the pod and of its

@@ -156,8 +156,7 @@ func testReadOnlyRoot(p *pod) {
 // containers as a supplemental group.
 const volumeGroup = 2000
 
-// testFSGroup: what the kubelet makes of a volume with an fsGroup. (A new file in a
-// directory that only the group may write to needs more: docs/cri.md.)
+// testFSGroup: what the kubelet makes of a volume with an fsGroup.
 func testFSGroup(p *pod) {
 	volume := filepath.Join(p.TempDir(), "volume")
 	old := filepath.Join(volume, "old")
@@ -166,7 +165,7 @@ func testFSGroup(p *pod) {
 	for _, path := range []string{volume, old} {
 		p.ok(os.Chown(path, 0, volumeGroup))
 	}
-	p.ok(os.Chmod(volume, 0o777|os.ModeSetgid))
+	p.ok(os.Chmod(volume, 0o770|os.ModeSetgid))
 	p.ok(os.Chmod(old, 0o660))
 	config := p.secure("id -u; id -g; id -G; cat /volume/old; echo new >>/volume/old; echo x >/volume/new; stat -c '%u %g' /volume/new", func(s *runtimeapi.LinuxContainerSecurityContext) {
 		s.RunAsUser = &runtimeapi.Int64Value{Value: 1234}
