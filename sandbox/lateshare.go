@@ -103,6 +103,7 @@ func (s *Sandbox) startLateDaemon(ctx context.Context, m *machine) error {
 		d.Stop()
 		return ErrStopped
 	}
+	m.work(func() { m.keepKnown(d) })
 	s.o.Log.Info("share plugged", "sandbox", s.o.ID, "t_share", time.Since(begin))
 	return nil
 }

@@ -122,6 +122,9 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 	if err := m.watchNetwork(); err != nil {
 		return m, err
 	}
+	if d := m.daemon.Load(); d != nil {
+		m.work(func() { m.keepKnown(d) })
+	}
 	t.mark("t_sandbox")
 	return m, nil
 }

@@ -153,10 +153,13 @@ func TestPrealloc(t *testing.T) {
 	if r := b.runSpec("huge", s); r.Code == 0 || !strings.Contains(r.Stderr, "needs 8388608 huge pages") || !strings.Contains(r.Stderr, "hypervisor.qemu.enable_hugepages") {
 		t.Errorf("huge pages that are not there: status %d, %s", r.Code, r.Stderr)
 	}
-	b.startSpec("prealloc", newSpec(t, "sleep", "100000"))
+	dir := t.TempDir()
+	b.lowLimit(dir)
+	b.startSpec("prealloc", newSpec(t, "sleep", "100000").mount("bind", dir, "/many", "rbind", "rw"))
 	if rss := vmRSS(b, b.family("prealloc").vmm); rss < 256*mib {
 		t.Errorf("the machine has %d of its 256 MiB", rss/mib)
 	}
+	b.knowsMore("prealloc")
 	b.remove("prealloc")
 	if os.Getenv(bulkEnv) != "" {
 		b.onHugePages(prefix + "enable_hugepages")

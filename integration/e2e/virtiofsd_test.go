@@ -74,3 +74,40 @@ func (b *box) knowsManyFiles(daemon int, tree, at string) {
 	}
 	b.Logf("the daemon has %d files open, the guest knows %d", len(open), files)
 }
+
+const (
+	// fileLimit is how many files a daemon may have open in knowsMore, if the shim
+	// cannot give it more, and manyFiles how many the guest is shown.
+	fileLimit = 8000
+	manyFiles = 10_000
+)
+
+// lowLimit bounds what containerd, and so its shims, may have open, and fills a directory.
+func (b *box) lowLimit(dir string) {
+	b.Helper()
+	if err := unix.Prlimit(b.c.PID(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: fileLimit, Max: fileLimit}, nil); err != nil {
+		b.Fatal(err)
+	}
+	for i := range manyFiles {
+		writeFile(b.T, "", dir, strconv.Itoa(i%100), strconv.Itoa(i))
+	}
+}
+
+// knowsMore has the guest look at more files than its daemon may have open: it
+// forgets some in time, and loses neither files nor mounts.
+func (b *box) knowsMore(id string) {
+	b.Helper()
+	daemon := b.family(id).worker
+	var limit unix.Rlimit
+	if err := unix.Prlimit(daemon, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
+		b.Fatal(err)
+	}
+	if got := b.shell(id, "find /many -type f | wc -l; ls /many | wc -l"); got != strconv.Itoa(manyFiles)+"\n100" {
+		b.Errorf("of %d files in 100 directories the guest finds %q", manyFiles, got)
+	}
+	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", daemon))
+	if err != nil || uint64(len(open)) > limit.Cur {
+		b.Errorf("the daemon has %d files open, %v; its limit is %d", len(open), err, limit.Cur)
+	}
+	b.Logf("the daemon has %d files open, its limit is %d", len(open), limit.Cur)
+}

@@ -351,10 +351,11 @@ const file_protocols_files_proto_rawDesc = "" +
 	"\x0fWrittenResponse\x12\x18\n" +
 	"\achanged\x18\x01 \x01(\bR\achanged\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x04R\x04size2w\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size2\xb1\x01\n" +
 	"\x05Files\x126\n" +
 	"\x04Sync\x12\x16.kata.SyncFilesRequest\x1a\x16.google.protobuf.Empty\x126\n" +
-	"\aWritten\x12\x14.kata.WrittenRequest\x1a\x15.kata.WrittenResponseB3Z1github.com/kata-v2/kata/protocols/agentpb;agentpbb\x06proto3"
+	"\aWritten\x12\x14.kata.WrittenRequest\x1a\x15.kata.WrittenResponse\x128\n" +
+	"\x06Forget\x12\x16.google.protobuf.Empty\x1a\x16.google.protobuf.EmptyB3Z1github.com/kata-v2/kata/protocols/agentpb;agentpbb\x06proto3"
 
 var (
 	file_protocols_files_proto_rawDescOnce sync.Once
@@ -380,10 +381,12 @@ var file_protocols_files_proto_depIdxs = []int32{
 	1, // 0: kata.SyncFilesRequest.files:type_name -> kata.SyncedFile
 	0, // 1: kata.Files.Sync:input_type -> kata.SyncFilesRequest
 	2, // 2: kata.Files.Written:input_type -> kata.WrittenRequest
-	4, // 3: kata.Files.Sync:output_type -> google.protobuf.Empty
-	3, // 4: kata.Files.Written:output_type -> kata.WrittenResponse
-	3, // [3:5] is the sub-list for method output_type
-	1, // [1:3] is the sub-list for method input_type
+	4, // 3: kata.Files.Forget:input_type -> google.protobuf.Empty
+	4, // 4: kata.Files.Sync:output_type -> google.protobuf.Empty
+	3, // 5: kata.Files.Written:output_type -> kata.WrittenResponse
+	4, // 6: kata.Files.Forget:output_type -> google.protobuf.Empty
+	4, // [4:7] is the sub-list for method output_type
+	1, // [1:4] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
 	1, // [1:1] is the sub-list for extension extendee
 	0, // [0:1] is the sub-list for field type_name

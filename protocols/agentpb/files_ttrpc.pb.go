@@ -11,6 +11,7 @@ import (
 type FilesService interface {
 	Sync(context.Context, *SyncFilesRequest) (*emptypb.Empty, error)
 	Written(context.Context, *WrittenRequest) (*WrittenResponse, error)
+	Forget(context.Context, *emptypb.Empty) (*emptypb.Empty, error)
 }
 
 func RegisterFilesService(srv *ttrpc.Server, svc FilesService) {
@@ -29,6 +30,13 @@ func RegisterFilesService(srv *ttrpc.Server, svc FilesService) {
 					return nil, err
 				}
 				return svc.Written(ctx, &req)
+			},
+			"Forget": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req emptypb.Empty
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Forget(ctx, &req)
 			},
 		},
 	})
@@ -55,6 +63,14 @@ func (c *filesClient) Sync(ctx context.Context, req *SyncFilesRequest) (*emptypb
 func (c *filesClient) Written(ctx context.Context, req *WrittenRequest) (*WrittenResponse, error) {
 	var resp WrittenResponse
 	if err := c.client.Call(ctx, "kata.Files", "Written", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *filesClient) Forget(ctx context.Context, req *emptypb.Empty) (*emptypb.Empty, error) {
+	var resp emptypb.Empty
+	if err := c.client.Call(ctx, "kata.Files", "Forget", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -192,3 +192,7 @@ func (l *link) Sync(ctx context.Context, r *agentpb.SyncFilesRequest) (*emptypb.
 func (l *link) Written(ctx context.Context, r *agentpb.WrittenRequest) (*agentpb.WrittenResponse, error) {
 	return long(ctx, l, filesOf, r, agentpb.FilesService.Written)
 }
+
+func (l *link) Forget(ctx context.Context, r *emptypb.Empty) (*emptypb.Empty, error) {
+	return short(ctx, l, filesOf, r, agentpb.FilesService.Forget)
+}

@@ -64,6 +64,11 @@ func (g *copies) Sync(_ context.Context, r *agentpb.SyncFilesRequest) (*emptypb.
 	return &emptypb.Empty{}, nil
 }
 
+// Forget implements agentpb.FilesService.
+func (g *copies) Forget(context.Context, *emptypb.Empty) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, nil
+}
+
 // Written implements agentpb.FilesService.
 func (g *copies) Written(ctx context.Context, r *agentpb.WrittenRequest) (*agentpb.WrittenResponse, error) {
 	for {

@@ -61,6 +61,8 @@ type Daemon struct {
 	cmd    *exec.Cmd
 	stderr *tail.Buffer
 	done   chan struct{}
+	files  uint64 // how many it may have open
+	enough bool   // the guest cannot know as many
 
 	mu       sync.Mutex
 	stopping bool  // guarded by mu
@@ -155,11 +157,11 @@ func StartDaemon(ctx context.Context, o DaemonOptions, listener *os.File) (*Daem
 	if h := o.FileHandles; !rust && h != "" && h != noHandles {
 		return nil, fmt.Errorf("virtiofsd: virtio_fs_inode_file_handles is %q: %s knows descriptors only, want %q or the Rust daemon (virtio_fs_daemon): %w", h, o.Path, noHandles, errdefs.ErrFailedPrecondition)
 	}
-	files, err := fileLimit(o.GuestBytes)
+	files, enough, err := fileLimit(o.GuestBytes)
 	if err != nil {
 		return nil, fmt.Errorf("virtiofsd: %w", err)
 	}
-	d := &Daemon{thread: spawn.NewThread(), stderr: tail.New(2048), done: make(chan struct{})}
+	d := &Daemon{thread: spawn.NewThread(), stderr: tail.New(2048), done: make(chan struct{}), files: files, enough: enough}
 	d.cmd = exec.Command(o.Path, daemonArguments(rust, o, files)...)
 	d.cmd.ExtraFiles = []*os.File{listener}
 	d.cmd.Stderr = d.stderr
@@ -187,16 +189,16 @@ func StartDaemon(ctx context.Context, o DaemonOptions, listener *os.File) (*Daem
 
 // fileLimit is how many files the daemon of a guest of that size may have open: as
 // many as the guest's memory has room for, if this host allows that.
-func fileLimit(guest uint64) (uint64, error) {
+func fileLimit(guest uint64) (limit uint64, enough bool, err error) {
 	want := max(leastFiles, guest/knownBytes)
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
-		return 0, fmt.Errorf("limit of open files: %w", err)
+		return 0, false, fmt.Errorf("limit of open files: %w", err)
 	}
 	// The daemon may exceed ours, up to the kernel's own bound (proc_sys_fs(5)).
 	var caps [2]unix.CapUserData
 	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &caps[0]); err != nil {
-		return 0, fmt.Errorf("capabilities: %w", err)
+		return 0, false, fmt.Errorf("capabilities: %w", err)
 	}
 	if caps[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0 {
 		data, err := os.ReadFile("/proc/sys/fs/nr_open")
@@ -204,10 +206,10 @@ func fileLimit(guest uint64) (uint64, error) {
 			lim.Max, err = strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64)
 		}
 		if err != nil {
-			return 0, fmt.Errorf("fs.nr_open: %w", err)
+			return 0, false, fmt.Errorf("fs.nr_open: %w", err)
 		}
 	}
-	return min(want, lim.Max), nil
+	return min(want, lim.Max), want <= lim.Max, nil
 }
 
 func (d *Daemon) wait() {
@@ -230,6 +232,38 @@ func (d *Daemon) wait() {
 
 // PID of the daemon.
 func (d *Daemon) PID() int { return d.cmd.Process.Pid }
+
+// Files is how many files the daemon may have open; enough says that the guest has
+// no memory to know as many.
+func (d *Daemon) Files() (limit int, enough bool) { return int(d.files), d.enough }
+
+// Open is how many files the daemon has open: the one of its processes that serves.
+func (d *Daemon) Open() (int, error) {
+	pid := d.PID()
+	for {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid)) // proc_pid_task(5)
+		if err != nil {
+			return 0, fmt.Errorf("virtiofsd: %w", err)
+		}
+		f := strings.Fields(string(data))
+		if len(f) == 0 {
+			break
+		}
+		if pid, err = strconv.Atoi(f[0]); err != nil {
+			return 0, fmt.Errorf("virtiofsd: children: %w", err)
+		}
+	}
+	dir, err := os.Open(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		return 0, fmt.Errorf("virtiofsd: %w", err)
+	}
+	defer dir.Close()
+	if st, err := dir.Stat(); err == nil && st.Size() > 0 { // since Linux 6.2
+		return int(st.Size()), nil
+	}
+	names, err := dir.Readdirnames(-1)
+	return len(names), err
+}
 
 // Done is closed when the daemon is gone.
 func (d *Daemon) Done() <-chan struct{} { return d.done }

@@ -47,11 +47,11 @@ func TestDaemonArguments(t *testing.T) {
 func TestFileLimit(t *testing.T) {
 	var lim unix.Rlimit
 	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &lim))
-	small, err := fileLimit(256 << 20)
+	small, _, err := fileLimit(256 << 20)
 	must(t, err)
-	large, err := fileLimit(1 << 40)
+	large, enough, err := fileLimit(1 << 40)
 	must(t, err)
-	if small < min(lim.Max, leastFiles) || small > leastFiles || large < small || large > 1<<30 {
+	if enough != (large == 1<<30) || small < min(lim.Max, leastFiles) || small > leastFiles || large < small || large > 1<<30 {
 		t.Errorf("%d files for a guest of 256 MiB, %d for one of 1 TiB; the limit here is %d", small, large, lim.Max)
 	}
 }
@@ -241,8 +241,16 @@ func TestDaemonIsConfined(t *testing.T) {
 	}
 	var files unix.Rlimit
 	must(t, unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &files))
+	if limit, _ := d.Files(); uint64(limit) != files.Cur {
+		t.Errorf("it may open %d files, and says %d", files.Cur, limit)
+	}
+	before, err := d.Open()
+	fds, err2 := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil || err2 != nil || max(before, len(fds))-min(before, len(fds)) > 2 { // it may open one meanwhile
+		t.Errorf("it has %d files open, %v; there are %d, %v", before, err, len(fds), err2)
+	}
 	// As many as its arguments say; root may raise its own limit with CAP_SYS_RESOURCE alone.
-	if want, err := fileLimit(0); err != nil || want > leastFiles || files.Cur != want || files.Max != want {
+	if want, _, err := fileLimit(0); err != nil || want > leastFiles || files.Cur != want || files.Max != want {
 		t.Errorf("it may open %d files, or %d; want %d, %v", files.Cur, files.Max, want, err)
 	}
 }

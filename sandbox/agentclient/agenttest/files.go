@@ -73,3 +73,6 @@ func (a *Agent) Write(name, data string) {
 	close(a.synced)
 	a.synced = make(chan struct{})
 }
+
+// Forget implements agentpb.FilesService.
+func (a *Agent) Forget(context.Context, *emptypb.Empty) (*emptypb.Empty, error) { return empty, nil }
