@@ -53,8 +53,9 @@ type agent struct {
 	serial  *serialport.Port // in place of vsock; nil with vsock
 	finder  *devices.Finder
 	groups  func() (*cgroups.Manager, error) // made once, by whoever is first
-	wg      sync.WaitGroup                   // every goroutine of the agent
-	times   []any                            // phases, for one log line
+	engine  *engine.Crun
+	wg      sync.WaitGroup // every goroutine of the agent
+	times   []any          // phases, for one log line
 	last    time.Time
 }
 
@@ -186,8 +187,9 @@ func (a *agent) service(ctx context.Context) (*rpc.Service, error) {
 	a.finder = &devices.Finder{Sys: "/sys", Dev: "/dev", Timeout: a.params.HotplugTimeout}
 	store := storage.NewManager(a.modules, a.finder, protocols.GuestRunDir)
 	a.groups = sync.OnceValues(func() (*cgroups.Manager, error) { return a.makeGroups(ctx) })
+	a.engine = engine.NewCrun(engine.CrunPath, "/run/crun", a.reaper)
 	p := pod.New(pod.Config{
-		Engine: engine.NewCrun(engine.CrunPath, "/run/crun", a.reaper),
+		Engine: a.engine,
 		Group: func(id string) (pod.Group, error) {
 			m, err := a.groups()
 			if err != nil {
@@ -292,6 +294,10 @@ func (a *agent) prepare() {
 		a.log.Error("cgroups", agentlog.KeyError, err.Error())
 	}
 	a.phase("t_cgroups")
+	if err := a.engine.Prepare(); err != nil {
+		a.log.Error("OCI engine", agentlog.KeyError, err.Error())
+	}
+	a.phase("t_engine")
 }
 
 // giveBack makes the kernel give memory that it does not use back to the host. It

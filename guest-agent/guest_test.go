@@ -450,11 +450,34 @@ func TestOlderHost(t *testing.T) {
 		}
 		r := bufferOf(c)
 		r.until(t, "42 ")
+		testEngineSealed(t, g, func(line string) {
+			if _, err := fmt.Fprintln(c, line); err != nil {
+				t.Fatal(err)
+			}
+		}, r)
 		if _, err := c.Write([]byte("exit\n")); err != nil {
 			t.Fatal(err)
 		}
 		read(t, c) // ends with the shell
 	})
+}
+
+// testEngineSealed: the engine runs from the agent's one copy of it, and who has got
+// hold of that while a container was made cannot write to it when it runs no more.
+// say writes a line to a shell in the guest; r is what comes back, echo included.
+func testEngineSealed(t *testing.T, g *guest, say func(string), r *reader) {
+	b := &box{t: t, g: g, id: "sealed"}
+	made, err := g.CreateContainer(bounded(t), &agentpb.CreateContainerRequest{ContainerId: b.id, OCI: spec("sleep", "1000")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.remove()
+	say(fmt.Sprintf("PATH=/test/rootfs/bin; readlink /proc/%d/exe; exec 3</proc/%[1]d/exe && echo h''eld", made.Pid))
+	r.until(t, "/memfd:oci-engine (deleted)")
+	r.until(t, "held")
+	b.start()
+	say("(echo x >>/proc/self/fd/3) || echo re''fused")
+	r.until(t, "refused")
 }
 
 func testPolling(t *testing.T, g *guest) {

@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -29,34 +28,22 @@ const CrunPath = "/usr/bin/crun"
 // Crun drives crun (1.8 and compatible), which is told to leave cgroups alone:
 // it is started inside the container's cgroup and everything it makes inherits it.
 type Crun struct {
-	path   string
-	root   string // its state directory
-	reaper *reaper.Reaper
-	secure func() error
+	root    string // its state directory
+	reaper  *reaper.Reaper
+	program func() (string, error)
 }
 
 var _ Engine = (*Crun)(nil)
 
 // NewCrun uses the binary at path and keeps state below root.
 func NewCrun(path, root string, r *reaper.Reaper) *Crun {
-	c := &Crun{path: path, root: root, reaper: r}
-	c.secure = sync.OnceValue(c.protect)
-	return c
+	return &Crun{root: root, reaper: r, program: program(path)}
 }
 
-// protect makes the binary unwritable through /proc/<pid>/exe (CVE-2019-5736).
-// crun does that by itself, copying its file into memory and executing the copy
-// at every call, unless it finds that it runs from a read-only mount
-// (libcrun/cloned_binary.c). A read-only bind mount of the file onto itself
-// gives the same guarantee once, and saves the copy and the second execve.
-func (c *Crun) protect() error {
-	if err := unix.Mount(c.path, c.path, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("OCI engine %s: bind: %w", c.path, err)
-	}
-	if err := unix.Mount("", c.path, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
-		return fmt.Errorf("OCI engine %s: make read-only: %w", c.path, err)
-	}
-	return nil
+// Prepare does what the first call would do else: it loads the engine into memory.
+func (c *Crun) Prepare() error {
+	_, err := c.program()
+	return err
 }
 
 // Create implements Engine.
@@ -201,8 +188,9 @@ func (c *Crun) run(ctx context.Context, what, dir string, args ...string) error 
 
 // call runs crun to its end. Its messages go to a file: its stderr is the container's.
 func (c *Crun) call(ctx context.Context, j job, args []string) error {
-	if err := c.secure(); err != nil {
-		return err
+	path, err := c.program()
+	if err != nil {
+		return fmt.Errorf("%s: %w", j.what, err)
 	}
 	logFile := filepath.Join(j.dir, j.name+".log")
 	defer os.Remove(logFile)
@@ -218,7 +206,7 @@ func (c *Crun) call(ctx context.Context, j job, args []string) error {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(j.cgroup.Fd())
 	}
 	began := time.Now()
-	pid, exit, err := c.reaper.Start(c.path, argv, attr)
+	pid, exit, err := c.reaper.Start(path, argv, attr)
 	if pidfd >= 0 {
 		defer unix.Close(pidfd)
 	}
