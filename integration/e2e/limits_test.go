@@ -16,6 +16,8 @@ import (
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/kata-v2/kata/integration/lab"
 )
 
 // files reads the first lines of files of the container's own cgroup, as the
@@ -142,6 +144,7 @@ func testBadLimits(b *box) {
 // TestPrealloc: a machine that is to have its memory at once has it, and one whose
 // huge pages the host has not is refused by name before anything runs.
 func TestPrealloc(t *testing.T) {
+	t.Setenv(lab.EnvTemplate, "") // which it excludes
 	o := labOptions(t)
 	o.Kata.Set = map[string]string{
 		"hypervisor.qemu.enable_mem_prealloc": "true", "hypervisor.qemu.enable_annotations": `["enable_hugepages", "default_memory"]`,
