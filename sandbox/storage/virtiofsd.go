@@ -61,8 +61,9 @@ type Daemon struct {
 	cmd    *exec.Cmd
 	stderr *tail.Buffer
 	done   chan struct{}
-	files  uint64 // how many it may have open
-	enough bool   // the guest cannot know as many
+	files  uint64                      // how many it may have open
+	enough bool                        // the guest cannot know as many
+	server func() (pid int, err error) // serving, once
 
 	mu       sync.Mutex
 	stopping bool  // guarded by mu
@@ -162,6 +163,7 @@ func StartDaemon(ctx context.Context, o DaemonOptions, listener *os.File) (*Daem
 		return nil, fmt.Errorf("virtiofsd: %w", err)
 	}
 	d := &Daemon{thread: spawn.NewThread(), stderr: tail.New(2048), done: make(chan struct{}), files: files, enough: enough}
+	d.server = sync.OnceValues(d.serving)
 	d.cmd = exec.Command(o.Path, daemonArguments(rust, o, files)...)
 	d.cmd.ExtraFiles = []*os.File{listener}
 	d.cmd.Stderr = d.stderr
@@ -237,21 +239,29 @@ func (d *Daemon) PID() int { return d.cmd.Process.Pid }
 // no memory to know as many.
 func (d *Daemon) Files() (limit int, enough bool) { return int(d.files), d.enough }
 
-// Open is how many files the daemon has open: the one of its processes that serves.
-func (d *Daemon) Open() (int, error) {
-	pid := d.PID()
-	for {
+// serving is the one of the daemon's processes that has the files open: it forks
+// itself into its sandbox before it answers the VMM.
+func (d *Daemon) serving() (pid int, err error) {
+	for pid = d.PID(); ; {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid)) // proc_pid_task(5)
 		if err != nil {
 			return 0, fmt.Errorf("virtiofsd: %w", err)
 		}
 		f := strings.Fields(string(data))
 		if len(f) == 0 {
-			break
+			return pid, nil
 		}
 		if pid, err = strconv.Atoi(f[0]); err != nil {
 			return 0, fmt.Errorf("virtiofsd: children: %w", err)
 		}
+	}
+}
+
+// Open is how many files the daemon has open. It serves already.
+func (d *Daemon) Open() (int, error) {
+	pid, err := d.server()
+	if err != nil {
+		return 0, err
 	}
 	dir, err := os.Open(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
