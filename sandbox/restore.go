@@ -240,6 +240,18 @@ func (c *Container) goOn(ctx context.Context, m *machine) error {
 	return err
 }
 
+// idOf is the id of the container that has that one in the guest.
+func (s *Sandbox) idOf(guest string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, c := range s.containers {
+		if c.guest == guest {
+			return id
+		}
+	}
+	return guest
+}
+
 // savedCopy is the copy that the restored guest has of what a mount at that place
 // shows; nil for a container that is new.
 func (c *Container) savedCopy(destination string) (*storage.SyncedCopy, error) {

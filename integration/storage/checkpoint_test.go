@@ -32,6 +32,7 @@ func savable() lab.Options {
 // worker counts on its output and in a file that has no name any more, and answers on a port.
 const worker = `exec 5>/gone; rm /gone; echo kept >/kept
 	nc -ll -p 7001 -e cat &
+	until grep -q ':1B59 ' /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done # 7001 listens
 	i=0; while :; do i=$((i+1)); echo $i >&5; echo $i; sleep 0.1; done`
 
 // saved is a pod that is saved and restored, with its host's side.
@@ -146,8 +147,29 @@ func TestCheckpoint(t *testing.T) {
 		t.Errorf("the open file has %q lines, the output %d", lines, b.counter.last)
 	}
 	want(t, "what was written to the disk", kept, "kept")
+	if os.Getenv(allEnv) != "" {
+		b.byImage()
+	}
 	b.ok("tasks", "kill", "--signal", "KILL", "saved")
 	b.ended("saved")
+}
+
+// allEnv has tests do what takes long too; `make test-all` sets it.
+const allEnv = "KATA_TEST_ALL"
+
+// byImage: containerd packs a checkpoint into an image and hands it over by Create.
+func (s *saved) byImage() {
+	s.Helper()
+	const ref = "example.com/checkpoint:latest"
+	s.ok("containers", "checkpoint", "--image", "--task", "saved", ref)
+	s.Cleanup(func() { s.ok("images", "rm", ref) })
+	s.counter.more(5)
+	s.ok("tasks", "kill", "--signal", "KILL", "saved")
+	s.ended("saved")
+	s.remove("saved")
+	s.counter.last = 0
+	s.ok("containers", "restore", "--live", "saved", ref)
+	want(s.T, "a file of the restored one", s.shell("saved", "cat /kept"), "kept")
 }
 
 // restoresRefused: what does not fit a checkpoint is named; whole is one that is.
@@ -232,7 +254,15 @@ func (b *box) kataCtl(args ...string) string {
 func (b *box) ended(id string) {
 	b.Helper()
 	deadline := time.Now().Add(callTimeout)
-	for !strings.Contains(b.ok("tasks", "ls"), "STOPPED") {
+	running := func() bool {
+		for line := range strings.Lines(b.ok("tasks", "ls")) {
+			if f := strings.Fields(line); len(f) == 3 && f[0] == id {
+				return f[2] != "STOPPED"
+			}
+		}
+		return false
+	}
+	for running() {
 		if time.Now().After(deadline) {
 			b.Fatalf("task %s goes on", id)
 		}

@@ -110,7 +110,7 @@ type Runtime struct {
 	Experimental              []string      `toml:"experimental" default:"[]" doc:"Experimental features to turn on. None exists yet."`
 	CreateContainerTimeout    time.Duration `toml:"create_container_timeout" default:"60" unit:"s" min:"1" max:"3600" annotation:"=" doc:"How long the creation of a container may take, in seconds."`
 	EnableCheckpoint          bool          `toml:"enable_checkpoint" default:"false" annotation:"=" doc:"Start pods so that they can be saved and restored (docs/checkpoint.md): streams over virtio-serial, no shared filesystem, a size that does not change, no clones."`
-	Restore                   string        `toml:"restore" default:"" path:"abs" annotation:"=" doc:"Directory of a checkpoint from which the pod's first container goes on, for use as an annotation; root's, since its content decides what the VMM loads. Empty: it begins anew."`
+	Restore                   string        `toml:"restore" default:"" path:"abs" annotation:"=" doc:"Directory of a checkpoint from which the pod goes on, for use as an annotation; root's, since its content decides what the VMM loads. Empty: it begins anew."`
 	StateDir                  string        `toml:"state_dir" default:"/run/kata-containers" path:"abs" doc:"Where every pod's directory and ledger live. A tmpfs of root's."`
 }
 

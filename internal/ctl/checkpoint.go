@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -44,7 +45,7 @@ func newRestore(o *options) *cobra.Command {
 type Restorable struct {
 	Pod         string            `json:"pod"`
 	Created     time.Time         `json:"created"`
-	Containers  []string          `json:"containers"`
+	Containers  []string          `json:"containers"` // by the names with which new ones find them
 	Annotations map[string]string `json:"annotations"`
 }
 
@@ -65,12 +66,12 @@ func (o *options) restore(w io.Writer, dir string) error {
 	}
 	r := Restorable{Pod: c.Sandbox, Created: c.Created, Containers: []string{}, Annotations: map[string]string{RestoreAnnotation: dir}}
 	for _, x := range c.Containers {
-		r.Containers = append(r.Containers, x.ID)
+		r.Containers = append(r.Containers, x.Name)
 	}
 	if o.json {
 		return printJSON(w, r)
 	}
-	_, err = fmt.Fprintf(w, "pod %s, saved %s, is whole; containerd restores it by\n  ctr run --annotation %s=%s … IMAGE %s\n",
-		r.Pod, r.Created.Format(time.RFC3339), RestoreAnnotation, dir, r.Pod)
+	_, err = fmt.Fprintf(w, "pod %s, saved %s, is whole; a pod with the annotation\n  %s=%s\ngoes on with its containers: %s\n",
+		r.Pod, r.Created.Format(time.RFC3339), RestoreAnnotation, dir, strings.Join(r.Containers, ", "))
 	return err
 }

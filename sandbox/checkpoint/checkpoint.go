@@ -194,7 +194,7 @@ func (c *Checkpoint) OpenDisk(d Disk) (_ hypervisor.Disk, err error) {
 		}
 	}()
 	if !d.ReadOnly {
-		f, err := os.OpenFile(c.dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
+		f, err := nameless(c.dir)
 		if err != nil {
 			return out, fmt.Errorf("checkpoint: disk %s: copy: %w", d.ID, err)
 		}
@@ -209,6 +209,23 @@ func (c *Checkpoint) OpenDisk(d Disk) (_ hypervisor.Disk, err error) {
 		out.Parts = append(out.Parts, hypervisor.DiskPart{File: f, Sectors: p.Sectors})
 	}
 	return out, nil
+}
+
+// nameless is a new file on the file system of a directory, which may not know
+// files that never had a name (open(2), O_TMPFILE).
+func nameless(dir string) (*os.File, error) {
+	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
+	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) {
+		return f, err
+	}
+	if f, err = os.CreateTemp(dir, ".copy-"); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 func (c *Checkpoint) openPart(disk string, i int, p Part) (*os.File, error) {
