@@ -149,4 +149,14 @@ func TestRestoredCopies(t *testing.T) {
 		t.Errorf("a file in the place of a directory: %v", err)
 	}
 	restored.Unsync("third")
+	volumes := restored.synced.users["other"]
+	restored.Unsync("other")
+	for _, v := range volumes {
+		if v.restored != nil { // the other one was never pushed
+			<-v.ended
+		}
+	}
+	if got := guest.data(places[hosts]); got != "new" {
+		t.Errorf("what a container that is still frozen may have mounted is %q", got)
+	}
 }

@@ -271,8 +271,8 @@ func (s *synced) follow(v *volume, guest agentpb.FilesService) {
 		defer v.close()
 		defer close(v.ended)
 		v.update(ctx, guest, s.log)
-		if s.ctx.Err() != nil {
-			return // the guest ends too
+		if s.ctx.Err() != nil || v.restored != nil {
+			return // the guest ends too; or a container that nobody has taken over may have mounted it
 		}
 		_, err := guest.Sync(s.ctx, &agentpb.SyncFilesRequest{Volume: v.name, Removals: []string{"."}})
 		if err != nil && s.ctx.Err() == nil {
