@@ -522,8 +522,8 @@ func (c *Container) fit(ctx context.Context, m *machine, spec *specs.Spec) error
 // Delete removes a container whose first process does not run; one that never
 // started is killed first. It is complete when it returns, also with a dead machine.
 //
-// The guest is not asked to clean up after the last container: its machine is
-// about to end, and if it is not, the next container does so first.
+// Where deferRemoval says so the guest is not asked to clean up: most often its
+// machine is about to end, and if it is not, the next container does so first.
 func (c *Container) Delete(ctx context.Context) error {
 	state := c.init.State()
 	if state == Running || state == Paused {

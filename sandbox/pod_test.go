@@ -276,19 +276,16 @@ func TestGuestPIDsAndStats(t *testing.T) {
 	}
 }
 
-// The last container is left to the machine's end, or to the next container.
+// What leaves little in the guest is left to the machine's end, or to the next container.
 func TestDeferredRemoval(t *testing.T) {
 	p := newPod(t)
 	ctx := bounded(t)
 	a, b := p.start("a", "exit", "3"), p.start("b", "true")
 	exit(t, a.Init())
 	exit(t, b.Init())
-	must(t, a.Delete(ctx)) // not the last one
-	if !slices.Contains(p.agent.Calls(), "RemoveContainer a") {
-		t.Errorf("calls %q", p.agent.Calls())
-	}
+	must(t, a.Delete(ctx))
 	must(t, b.Delete(ctx))
-	if got := p.agent.Containers(); !slices.Equal(got, []string{"b"}) {
+	if got := p.agent.Containers(); !slices.Equal(got, []string{"a", "b"}) {
 		t.Errorf("the guest holds %q", got)
 	}
 	b = p.start("b", "exit", "5") // the same id
@@ -299,7 +296,26 @@ func TestDeferredRemoval(t *testing.T) {
 	if i, j := slices.Index(calls, "RemoveContainer b"), len(calls)-1-slices.Index(reversed(calls), "CreateContainer b"); i < 0 || i > j {
 		t.Errorf("the former b was not removed before the new one: %q", calls)
 	}
+	if got := p.agent.Containers(); !slices.Equal(got, []string{"b"}) {
+		t.Errorf("the guest holds %q", got)
+	}
 	must(t, b.Delete(ctx))
+}
+
+// One whose end the guest has hooks for is removed when it is deleted.
+func TestRemovalNotDeferred(t *testing.T) {
+	p := newPod(t, func(p *pod) { p.config.QEMU.GuestHookPath = "/hooks" })
+	a, b := p.start("a", "true"), p.start("b", "true")
+	exit(t, a.Init())
+	exit(t, b.Init())
+	must(t, a.Delete(bounded(t)))
+	if got := p.agent.Containers(); !slices.Equal(got, []string{"b"}) {
+		t.Errorf("the guest holds %q", got)
+	}
+	must(t, b.Delete(bounded(t))) // the last one
+	if got := p.agent.Containers(); !slices.Equal(got, []string{"b"}) {
+		t.Errorf("the guest holds %q", got)
+	}
 }
 
 func reversed(s []string) []string {

@@ -31,7 +31,7 @@ func TestPodWithoutContainers(t *testing.T) {
 	if p.PID() == 0 || p.State() != Running || !p.Empty() || p.Idle() {
 		t.Errorf("pid %d, %v, empty %t", p.PID(), p.State(), p.Empty())
 	}
-	for range 2 { // the machine stays when the last container goes, and the guest forgets it at once
+	for range 2 { // the machine stays when the last container goes, and the guest forgets it before the next
 		c := p.start("c1", "true")
 		exit(t, c.Init())
 		must(t, c.Delete(bounded(t)))

@@ -13,16 +13,29 @@ import (
 	"github.com/kata-v2/kata/sandbox/agentclient"
 )
 
-// deferRemoval leaves a stopped container to the machine's end if it is the last
-// one, unless the pod exists without containers too.
+// deferRemoval leaves a stopped container in the guest: to the machine's end, to the
+// next container, or to a checkpoint. That is for the last one, unless the pod
+// exists without containers too, and for each that leaves nothing there but a few
+// files, so that the end of a pod does not wait for their removal one by one.
 func (s *Sandbox) deferRemoval(c *Container) bool {
+	light := c.leavesLittle()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.containers) != 1 || s.containers[c.id] != c || s.pod != nil {
+	if s.containers[c.id] != c {
+		return false
+	}
+	if last := len(s.containers) == 1 && s.pod == nil; !last && !light {
 		return false
 	}
 	s.leftInGuest = append(s.leftInGuest, c)
 	return true
+}
+
+// leavesLittle tells whether the guest holds nothing for the stopped container that
+// the host waits for (a disk), that is of any size (a volume of the guest's own), or
+// that others see (hooks at its end).
+func (c *Container) leavesLittle() bool {
+	return len(c.volumes) == 0 && len(c.direct) == 0 && !c.s.disks.Holds(c.id) && c.s.o.Config.QEMU.GuestHookPath == ""
 }
 
 // clearGuest removes what deferRemoval left.

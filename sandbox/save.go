@@ -78,13 +78,16 @@ func (s *Sandbox) Checkpoint(ctx context.Context, dir string, end bool) (err err
 		return fmt.Errorf("checkpoint: another one is under way: %w", errdefs.ErrUnavailable)
 	}
 	defer m.saving.Store(false)
+	// Not every caller has a deadline of its own, and the pod stands still.
+	ctx, cancel := context.WithTimeout(ctx, checkpoint.Timeout)
+	defer cancel()
+	if err := s.clearGuest(ctx); err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
 	p, err := s.parkable(m)
 	if err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
-	// Not every caller has a deadline of its own, and the pod stands still.
-	ctx, cancel := context.WithTimeout(ctx, checkpoint.Timeout)
-	defer cancel()
 	w, err := checkpoint.Create(dir)
 	if err != nil {
 		return err

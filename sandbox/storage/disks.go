@@ -198,6 +198,13 @@ func (d *Disks) Resize(ctx context.Context, vm hypervisor.VM, path string, bytes
 	return r.ResizeDisk(ctx, id, bytes)
 }
 
+// Holds tells whether a user has disks.
+func (d *Disks) Holds(user string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.held[user]) > 0
+}
+
 // Release takes a user away and detaches what nobody else uses. The guest must
 // have let go of it. It is idempotent, unless it fails: then the rest is held on.
 func (d *Disks) Release(ctx context.Context, vm hypervisor.VM, user string) error {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -88,6 +89,7 @@ func (a *Agent) Containers() (ids []string) {
 	for id := range a.containers {
 		ids = append(ids, id)
 	}
+	slices.Sort(ids)
 	return ids
 }
 
