@@ -78,14 +78,21 @@ func (b *box) knowsManyFiles(daemon int, tree, at string) {
 const (
 	// fileLimit is how many files a daemon may have open in knowsMore, if the shim
 	// cannot give it more, and manyFiles how many the guest is shown.
-	fileLimit = 8000
+	fileLimit = 9000
 	manyFiles = 10_000
 )
 
 // lowLimit bounds what containerd, and so its shims, may have open, and fills a directory.
 func (b *box) lowLimit(dir string) {
 	b.Helper()
-	if err := unix.Prlimit(b.c.PID(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: fileLimit, Max: fileLimit}, nil); err != nil {
+	var limit unix.Rlimit
+	err := unix.Prlimit(b.c.PID(), unix.RLIMIT_NOFILE, nil, &limit)
+	if err == nil {
+		limit.Max = min(limit.Max, fileLimit)
+		limit.Cur = limit.Max
+		err = unix.Prlimit(b.c.PID(), unix.RLIMIT_NOFILE, &limit, nil)
+	}
+	if err != nil {
 		b.Fatal(err)
 	}
 	for i := range manyFiles {
