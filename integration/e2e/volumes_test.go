@@ -179,9 +179,9 @@ func (b *box) groupDirectory(id, dir, at string) {
 		b.Fatal(err)
 	}
 	const names = "file sub link fifo"
-	script := `echo volume:x:2000:user >>/etc/group; cd ` + at + `/group
+	script := `cp /etc/group /tmp/was; echo volume:x:2000:user >>/etc/group; cd ` + at + `/group
 		su -s /bin/sh user -c 'id -G; echo x >file; mkdir sub; ln -s file link; mkfifo fifo; stat -c "%u %g %a" ` + names + `; cat file; rm file; mv sub moved'
-		su -s /bin/sh nobody -c 'echo x >other' 2>&1; su -s /bin/sh nobody -c 'mkdir other' 2>&1; ls`
+		su -s /bin/sh nobody -c 'echo x >other' 2>&1; su -s /bin/sh nobody -c 'mkdir other' 2>&1; ls; cat /tmp/was >/etc/group; rm /tmp/was`
 	want := "1000 10 2000\n1000 2000 644\n1000 2000 2755\n1000 2000 777\n1000 2000 644\nx\n" +
 		"sh: can't create other: Permission denied\nmkdir: can't create directory 'other': Permission denied\nfifo\nlink\nmoved"
 	if got := b.shell(id, script); got != want {
