@@ -23,7 +23,7 @@ const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_
 // guest's root is, knows them. One copy for all calls also keeps its pages, so that an
 // emulator that has translated them need not do so at every call.
 //
-// It lasts as long as this process.
+// It lasts as long as the file is open.
 func sealed(path string) (*os.File, error) {
 	from, err := os.Open(path)
 	if err != nil {
@@ -49,7 +49,8 @@ func sealed(path string) (*os.File, error) {
 }
 
 // program tells how to execute the sealed copy of the program at path, which the
-// first call makes. The name is one of this process and of what it has just forked.
+// first call makes. The name is one of this process and of what it has just forked,
+// and means the copy as long as the function is in use: it holds the file.
 func program(path string) func() (string, error) {
 	copied := sync.OnceValues(func() (*os.File, error) { return sealed(path) })
 	return func() (string, error) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +31,7 @@ func TestProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := program(path)
+	defer runtime.KeepAlive(p)
 	name, err := p()
 	if err != nil {
 		t.Fatal(err)
