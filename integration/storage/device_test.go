@@ -10,7 +10,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/kata-v2/kata/integration/lab"
+	rootfs "github.com/kata-v2/kata/sandbox/storage"
 )
 
 // loop makes a block device of a file that begins with text.
@@ -60,7 +63,8 @@ func TestBlockDevice(t *testing.T) {
 	}
 }
 
-// TestBusyDevice: a device that is mounted on the host is refused by name.
+// TestBusyDevice: a device that is mounted on the host is refused by name, as a
+// device of the specification and as a root filesystem.
 func TestBusyDevice(t *testing.T) {
 	b := openBox(t, "quota", quota())
 	dev, _ := loop(t, "")
@@ -73,6 +77,10 @@ func TestBusyDevice(t *testing.T) {
 		t.Errorf("got %+v; want an error that names the device", r)
 	}
 	b.remove("busy")
+	root := &rootfs.Root{Upper: &rootfs.Layer{Type: "ext4", Source: dev}}
+	if _, err := root.Open(rootfs.NewDisks()); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "rootfs: disk "+dev+": it is mounted or in use") {
+		t.Errorf("as a root filesystem: %v; want an error that names the device", err)
+	}
 }
 
 // TestMountedDevice: a file system on a block device that the host has mounted
