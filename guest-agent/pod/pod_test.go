@@ -555,6 +555,21 @@ func TestSandbox(t *testing.T) {
 	}
 }
 
+// TestDestroyEnded: a container that has ended is not ended again.
+func TestDestroyEnded(t *testing.T) {
+	p, w := newPod(t)
+	c := run(t, p, "a", "exit 0")
+	if _, err := c.Wait(bound(t), ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Destroy(bound(t)); err != nil || len(p.Containers()) != 0 {
+		t.Error(err)
+	}
+	if w.did("kill") {
+		t.Error("its cgroup was killed")
+	}
+}
+
 func TestGuestSysctlsAndUser(t *testing.T) {
 	p, w := newPod(t)
 	req := request("a", "true")

@@ -105,12 +105,16 @@ func (p *Pod) Destroy(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// quit ends a container's processes for good.
+// quit ends a container's processes for good. Those of one with a PID namespace of
+// its own have ended with its first one (see processGone).
 func (c *Container) quit(ctx context.Context) error {
 	c.mu.Lock()
 	c.state = Stopped // from here on no Exec begins
 	c.mu.Unlock()
 	c.shut()
+	if c.init.exited() && !c.sharedPID {
+		return nil
+	}
 	if err := c.kill(ctx); err != nil {
 		return fmt.Errorf("end container %s: %w", c.ID, err)
 	}
