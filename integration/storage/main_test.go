@@ -185,11 +185,13 @@ func (b *box) processes(id string) (list []string) {
 	return list
 }
 
+const listDisks = "cd /sys/block; for d in vd*; do test ! -e $d || echo $(cat $d/serial) $(cat $d/ro); done | sort"
+
 // disks asks the guest which disks it has: their serial numbers, and whether they
 // are read-only. Which of two gets the first name depends on how fast each is.
 func (b *box) disks(id string) string {
 	b.Helper()
-	return b.shell(id, "cd /sys/block; for d in vd*; do test ! -e $d || echo $(cat $d/serial) $(cat $d/ro); done | sort")
+	return b.shell(id, listDisks)
 }
 
 func want(t *testing.T, what, got, want string) {
