@@ -140,6 +140,9 @@ type Config struct {
 	// machines may have one file, and goes without Shares and vhost-user devices.
 	Memory        *os.File
 	MemoryPrivate bool
+	// MemoryFilled, when set, waits until Memory holds what Restore needs: the VMM
+	// is started meanwhile. It ends with ctx.
+	MemoryFilled func(ctx context.Context) error
 	// Restore is what Save has written of a machine of the same Config, except for
 	// ID, Dir, Shares, NICs and what says where and how the VMM runs. The guest goes
 	// on where it was saved, with the memory it had then in Memory, and finds devices

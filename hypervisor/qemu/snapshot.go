@@ -222,7 +222,13 @@ func (s *start) restore(ctx context.Context) error {
 	if s.c.Restore == nil {
 		return nil
 	}
-	err := s.vm.move(ctx, "migrate-incoming", s.c.Restore)
+	var err error
+	if s.c.MemoryFilled != nil { // what is loaded looks at queues in the memory
+		err = s.c.MemoryFilled(ctx)
+	}
+	if err == nil {
+		err = s.vm.move(ctx, "migrate-incoming", s.c.Restore)
+	}
 	if err == nil {
 		err = s.plugRest(ctx)
 	}

@@ -130,12 +130,12 @@ func (h *Hypervisor) clone(ctx context.Context, t *Template, c hypervisor.Config
 	defer cc.Restore.Close()
 	release := func() {}
 	if len(c.Shares) > 0 || c.ShareLater { // their daemons must see the memory
-		f, err := t.Copy()
+		m, err := t.Copy()
 		if err != nil {
 			return nil, err
 		}
-		defer f.Close() // the VMM has it
-		cc.Memory = f
+		defer m.Close() // the VMM has it
+		cc.Memory, cc.MemoryFilled = m.File, m.Wait
 	} else {
 		m, err := t.Shared(ctx)
 		if err != nil {

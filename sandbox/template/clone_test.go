@@ -24,11 +24,16 @@ type base struct {
 	started []hypervisor.Config // guarded by mu
 }
 
-func (b *base) Start(_ context.Context, c hypervisor.Config) (hypervisor.VM, error) {
+func (b *base) Start(ctx context.Context, c hypervisor.Config) (hypervisor.VM, error) {
 	b.mu.Lock()
 	b.started = append(b.started, c)
 	b.mu.Unlock()
 	c.CloseDevices()
+	if c.MemoryFilled != nil {
+		if err := c.MemoryFilled(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if c.Restore != nil && b.restore != nil {
 		return nil, b.restore
 	}
@@ -150,7 +155,7 @@ func TestWhatTellsTemplatesApart(t *testing.T) {
 	h, b, _ := pods(t, s)
 	_, err = h.Start(ctx, c)
 	must(t, err)
-	if got := b.started[0]; got.Restore == nil || got.MemoryPrivate || len(got.Shares) != 1 {
+	if got := b.started[0]; got.Restore == nil || got.MemoryPrivate || got.MemoryFilled == nil || len(got.Shares) != 1 {
 		t.Errorf("a machine with a share is %+v", got)
 	}
 	c.Shares, c.ShareLater = nil, true

@@ -194,33 +194,72 @@ func (t *Template) Shared(ctx context.Context) (*Memory, error) {
 	return m, nil
 }
 
-// Copy returns a copy of the memory that its machine may change.
-func (t *Template) Copy() (*os.File, error) {
-	f, err := t.load()
+// Copy is a copy of a template's memory that its machine may change. It is under way
+// until Wait returns.
+type Copy struct {
+	File *os.File
+	done chan struct{} // closed at the end
+	err  error         // set before done is closed
+}
+
+// Copy begins to copy the memory. The caller closes it.
+func (t *Template) Copy() (*Copy, error) {
+	c, err := t.beginCopy()
 	if err != nil {
 		return nil, fmt.Errorf("template memory: %w", err)
 	}
-	return f, nil
+	return c, nil
 }
 
-func (t *Template) load() (*os.File, error) {
+func (t *Template) beginCopy() (*Copy, error) {
 	src, err := os.Open(filepath.Join(t.dir, memoryFile))
 	if err != nil {
 		return nil, err
 	}
-	defer src.Close()
 	f, err := NewMemory(t.Manifest.MemoryBytes)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, src.Close())
 	}
-	if _, err = copySparse(f, src, false); err == nil {
-		err = t.unchanged(src) // meanwhile
+	c := &Copy{File: f, done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		defer src.Close()
+		if _, c.err = copySparse(f, src, false); c.err == nil {
+			c.err = t.unchanged(src) // meanwhile
+		}
+	}()
+	return c, nil
+}
+
+// Wait returns when the memory is there.
+func (c *Copy) Wait(ctx context.Context) error {
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+		return ctx.Err()
 	}
+	if c.err != nil {
+		return fmt.Errorf("template memory: %w", c.err)
+	}
+	return nil
+}
+
+// Close waits for the end of the copy and lets go of the file.
+func (c *Copy) Close() error {
+	<-c.done
+	return c.File.Close()
+}
+
+// load is a whole copy.
+func (t *Template) load() (*os.File, error) {
+	c, err := t.beginCopy()
 	if err != nil {
-		f.Close()
 		return nil, err
 	}
-	return f, nil
+	if <-c.done; c.err != nil {
+		return nil, errors.Join(c.err, c.File.Close())
+	}
+	return c.File, nil
 }
 
 func inode(f *os.File) (string, error) {

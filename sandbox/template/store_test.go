@@ -218,7 +218,11 @@ func TestChangedMeanwhile(t *testing.T) {
 		if m, err := tpl.Shared(t.Context()); err == nil {
 			t.Errorf("%s: %v is shared", name, m.File.Name())
 		}
-		if _, err := tpl.Copy(); err == nil {
+		c, err := tpl.Copy()
+		if err == nil {
+			err = errors.Join(c.Wait(t.Context()), c.Close())
+		}
+		if err == nil {
 			t.Errorf("%s: it was copied", name)
 		}
 		if users := tpl.Users(); len(users) != 0 {
@@ -385,9 +389,11 @@ func TestSharedStaleEntries(t *testing.T) {
 
 func TestCopy(t *testing.T) {
 	_, tpl := made(t)
-	f, err := tpl.Copy()
+	c, err := tpl.Copy()
 	must(t, err)
-	defer f.Close()
+	defer c.Close()
+	must(t, c.Wait(t.Context()))
+	f := c.File
 	if !bytes.Equal(content(t, f), wantMemory(t)) {
 		t.Error("the copy is not what was saved")
 	}
