@@ -113,7 +113,8 @@ func (p *Pod) create(ctx context.Context, req *agentpb.CreateContainerRequest, s
 	if err := applyUser(spec, req.StringUser); err != nil {
 		return nil, err
 	}
-	if err := enterPodVolumes(spec); err != nil {
+	undo.add(c.leaveShare)
+	if err := c.enterShare(protocols.GuestSharedDir, spec); err != nil {
 		return nil, err
 	}
 	place, err := p.placement(ctx, spec, req.SandboxPidns)
@@ -167,23 +168,6 @@ func (p *Pod) addStorages(ctx context.Context, c *Container, all []*agentpb.Stor
 		return nil
 	}
 	return done(p.cfg.Storage.AddLayers(ctx, layers, c.ID))
-}
-
-// enterPodVolumes looks into the directories of the share that containers use
-// together. Each is a mount of its own on the host, and the kernel gives it a file
-// system instance of its own when somebody first enters it, once in each mount
-// namespace that has none yet (fs/fuse/dir.c, fuse_dentry_automount). Containers'
-// namespaces begin as copies of this one, so what was entered here is one for all
-// of them, and a socket in it the same socket.
-func enterPodVolumes(spec *specs.Spec) error {
-	for _, m := range spec.Mounts {
-		if strings.HasPrefix(m.Source, filepath.Join(protocols.GuestSharedDir, protocols.PodSharePrefix)) {
-			if _, err := os.Stat(m.Source + "/."); err != nil {
-				return fmt.Errorf("mount %s: %w", m.Destination, err)
-			}
-		}
-	}
-	return nil
 }
 
 // makeInit makes the cgroup, the stdio and the first process.

@@ -75,7 +75,7 @@ func (c *Container) takeApart(ctx context.Context) error {
 	if err := c.pod.cfg.Engine.Delete(ctx, c.ID, c.poststop); err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{c.leaveShare()}
 	for i := len(c.storages) - 1; i >= 0; i-- {
 		errs = append(errs, c.pod.cfg.Storage.Remove(c.storages[i]))
 	}

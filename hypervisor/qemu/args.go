@@ -196,13 +196,15 @@ func vsockArguments(l layout) []string {
 }
 
 // kernelCommandLine is what every guest gets, then the caller's parameters.
-// panic=-1 (reboot at once) and reboot=t turn a guest's end into QEMU's (with -no-reboot).
+// panic=-1 (reboot at once) and reboot=t turn a guest's end into QEMU's (with -no-reboot),
+// and oops=panic each fault of its kernel: else the task that had it is dead for
+// good, but never reaped, and its pod can neither go on nor be deleted.
 // noreplace-smp keeps a kernel that starts with one CPU from patching itself for
 // one, and back when a second comes: without KVM that is a seventh of the boot.
 // A dummy driver that is built in makes no device that nobody asked for.
 func kernelCommandLine(c hypervisor.Config, l layout) string {
 	p := []string{
-		"console=ttyS0", "quiet", "panic=-1", "reboot=t", "tsc=reliable", "no_timer_check", "noreplace-smp",
+		"console=ttyS0", "quiet", "panic=-1", "oops=panic", "reboot=t", "tsc=reliable", "no_timer_check", "noreplace-smp",
 		"rcupdate.rcu_expedited=1", "random.trust_cpu=on", "cryptomgr.notests", "cgroup_no_v1=all",
 		"i8042.noaux", "i8042.nopnp", "net.ifnames=0", "dummy.numdummies=0",
 	}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pod
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/kata-v2/kata/protocols"
+)
+
+// What a container alone uses of the share is left with it; what the pod's
+// containers use together, files, and what is not of the share stay.
+func TestLeaveShare(t *testing.T) {
+	share, elsewhere := t.TempDir(), t.TempDir()
+	root, pods := filepath.Join(share, "c1", "rootfs"), filepath.Join(share, protocols.PodSharePrefix+"1")
+	plain, file := filepath.Join(share, "c1", "plain"), filepath.Join(share, "c1", "file")
+	for _, dir := range []string{root, pods, plain} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	mounted := []string{root, pods, elsewhere}
+	for _, dir := range mounted {
+		if err := unix.Mount("share-test", dir, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // one of them is gone
+	}
+	inside := func(dir string) string { return filepath.Join(dir, "inside") }
+	for _, dir := range mounted {
+		if err := os.WriteFile(inside(dir), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	var c Container
+	spec := &specs.Spec{Root: &specs.Root{Path: root}}
+	for _, source := range []string{pods, plain, file, elsewhere, "tmpfs"} {
+		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/d", Source: source})
+	}
+	if err := c.enterShare(share, spec); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{root, plain}; !slices.Equal(c.entered, want) {
+		t.Errorf("entered %q, want %q", c.entered, want)
+	}
+	for range 2 { // RemoveContainer may be called again
+		if err := c.leaveShare(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for dir, want := range map[string]bool{root: false, pods: true, elsewhere: true} {
+		if _, err := os.Stat(inside(dir)); (err == nil) != want {
+			t.Errorf("%s: mounted %v, want %v", dir, err == nil, want)
+		}
+	}
+
+	spec.Mounts = []specs.Mount{{Destination: "/gone", Source: filepath.Join(share, "gone")}}
+	if err := c.enterShare(share, spec); err == nil {
+		t.Error("a directory that is not there is entered")
+	}
+}
