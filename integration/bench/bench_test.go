@@ -94,6 +94,9 @@ func TestNoRatioFromFewSamples(t *testing.T) {
 	if !strings.Contains(b.String(), "no verdict from 6 samples") || strings.Contains(b.String(), "reached") {
 		t.Errorf("the table judges:\n%s", b.String())
 	}
+	if got := judge(results(t, MinSamples, fake(Row{"cold-start", Kata, Milliseconds}, false, 0, 1, 1, 1, 1, 1, 1, 1))); !strings.Contains(got, "bare-boot: no verdict without 7 samples of that") {
+		t.Errorf("judged without what it is compared with:\n%s", got)
+	}
 }
 
 func TestRoundRobin(t *testing.T) {

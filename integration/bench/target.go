@@ -72,6 +72,9 @@ func judge(results []Result) string {
 		switch {
 		case !ok && t.against == "gvisor":
 			continue // a peer that is not installed
+		case !ok && r.N >= MinSamples:
+			fmt.Fprintf(&b, "%-16s at %s %g%s: no verdict without %d samples of that\n", t.name, limit, t.bound, unit, MinSamples)
+			continue
 		case !ok:
 			fmt.Fprintf(&b, "%-16s at %s %g%s: no verdict from %d samples, fewer than %d\n", t.name, limit, t.bound, unit, r.N, MinSamples)
 			continue
