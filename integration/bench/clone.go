@@ -23,27 +23,27 @@ const (
 // clonesAtOnce is how many clones there are while their memory is measured.
 const clonesAtOnce = 16
 
-// cloneEnv is the bench on a containerd whose pods start from a template, which
-// is there before the first of them. Call it once; the caller ends it.
+// cloneEnv is the bench on a containerd whose pods start from a template, as they
+// do by default; it is there before the first of them. Call it once; the caller ends it.
 func (e *Env) cloneEnv(ctx context.Context) (*Env, error) {
 	c, err := lab.Start(ctx, lab.Options{
-		Version: e.o.Version, ShimDir: e.o.Bin, Snapshotter: e.o.Snapshotter,
+		Version: e.o.Version, ShimDir: e.o.Bin, Snapshotter: e.o.Snapshotter, CRI: true, ExtraConfig: peerHandlers(e.o),
 		Kata: &lab.Kata{Images: e.o.Images, Set: map[string]string{"factory.enable_template": "true"}},
 	})
 	if err != nil {
 		return nil, err
 	}
-	err = c.ImportBusybox(ctx)
-	if err == nil {
-		var out string
-		if out, err = c.KataCtl(ctx, "template", "init"); err != nil {
-			err = fmt.Errorf("bench: template: %w: %s", err, out)
-		}
+	cloned := &Env{o: e.o, c: c, dir: e.dir}
+	var out string
+	if out, err = c.KataCtl(ctx, "template", "init"); err != nil {
+		err = fmt.Errorf("bench: template: %w: %s", err, out)
+	} else {
+		cloned.cri, err = cloned.connectCRI(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(err, c.Stop(context.WithoutCancel(ctx)))
 	}
-	return &Env{o: e.o, c: c, dir: e.dir}, nil
+	return cloned, nil
 }
 
 // clones returns cloneEnv's result, the same every time.
@@ -63,7 +63,7 @@ func (e *Env) stopClones(ctx context.Context) error {
 	if e.cloned == nil {
 		return nil
 	}
-	return e.cloned.c.Stop(ctx)
+	return errors.Join(e.cloned.cri.Close(ctx), e.cloned.c.Stop(ctx))
 }
 
 // cloneStart measures a pod's whole life from a template, and its restore alone.

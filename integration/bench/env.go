@@ -155,7 +155,7 @@ func (e *Env) Probes() []Probe {
 	for _, r := range e.o.runtimes() {
 		probes = append(probes, e.pods(r))
 	}
-	return append(probes,
+	return append(probes, e.podColdStart(),
 		e.crowd(4), e.crowd(16),
 		e.cloneStart(), e.cloneCrowd(4), e.cloneCrowd(16),
 		e.firstBytes(), e.rootReads(), e.fileSystems(), e.attach(), e.syncs(), e.resize(),

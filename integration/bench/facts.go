@@ -74,6 +74,7 @@ func (e *Env) collectFacts(ctx context.Context) error {
 		{factPrograms, programs},
 		{"QEMU", qemu},
 		{"containerd", e.o.Version + ", snapshotter " + e.o.Snapshotter},
+		{"templates", "pod-start, pod-start-4 and -16, pod-further to tcp-out, clone- rows and restore have theirs before they begin; all others boot"},
 		{BaseRow, shellLine(append([]string{e.qemuPath}, e.bareArgs...))},
 	}
 	return nil

@@ -20,6 +20,7 @@ import (
 // The rows of pods through the CRI.
 const (
 	podStart   = "pod-start"
+	podCold    = podStart + "-cold" // booted
 	podFurther = "pod-further"
 	podExec    = "pod-exec"
 	podDelete  = "pod-delete"
@@ -132,7 +133,7 @@ func (p *criPod) remove(ctx context.Context) error {
 	return errors.Join(p.e.cri.StopPodSandbox(ctx, p.id), p.e.cri.RemovePodSandbox(ctx, p.id))
 }
 
-// pods measures one pod through the CRI: its start with a first container, a
+// pods measures one pod through the CRI, a clone: its start with a first container, a
 // further container, an exec, an attach, its network, and its removal.
 func (e *Env) pods(runtime string) Probe {
 	row := func(name string, unit Unit) Row { return Row{name, runtime, unit} }
@@ -141,6 +142,10 @@ func (e *Env) pods(runtime string) Probe {
 		row(tcpRTT, Milliseconds), row(tcpIn, MegabytesPerSecond), row(tcpOut, MegabytesPerSecond),
 	}
 	return Probe{Rows: rows, Take: func(ctx context.Context, add Add) (err error) {
+		c, err := e.clones(ctx)
+		if err != nil {
+			return err
+		}
 		ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
 		defer cancel()
 		timed := func(r Row, f func() error) error {
@@ -152,7 +157,7 @@ func (e *Env) pods(runtime string) Probe {
 			return err
 		}
 		var p *criPod
-		if err := timed(rows[0], func() (err error) { p, err = e.startPod(ctx, e.id(), runtime, "sh", "-c", netServers); return err }); err != nil {
+		if err := timed(rows[0], func() (err error) { p, err = c.startPod(ctx, c.id(), runtime, "sh", "-c", netServers); return err }); err != nil {
 			return err
 		}
 		defer func() {
@@ -164,7 +169,7 @@ func (e *Env) pods(runtime string) Probe {
 		if err := timed(rows[1], func() (err error) { second, err = p.container(ctx, "sleep", "100000"); return err }); err != nil {
 			return err
 		}
-		if err := timed(rows[2], func() error { _, _, err := e.cri.ExecSync(ctx, second, []string{"true"}, callTimeout); return err }); err != nil {
+		if err := timed(rows[2], func() error { _, _, err := c.cri.ExecSync(ctx, second, []string{"true"}, callTimeout); return err }); err != nil {
 			return err
 		}
 		took, err := p.attach(ctx)
@@ -172,10 +177,24 @@ func (e *Env) pods(runtime string) Probe {
 			return fmt.Errorf("%s: %w", attachRow, err)
 		}
 		add(rows[4], milliseconds(took))
-		if err := e.measureNetwork(ctx, p, runtime, add); err != nil {
+		if err := c.measureNetwork(ctx, p, runtime, add); err != nil {
 			return err
 		}
 		return timed(rows[3], func() error { return p.remove(ctx) })
+	}}
+}
+
+// podColdStart measures the start of a pod that boots, and removes it.
+func (e *Env) podColdStart() Probe {
+	row := Row{podCold, Kata, Milliseconds}
+	return Probe{Rows: []Row{row}, Take: func(ctx context.Context, add Add) error {
+		ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
+		defer cancel()
+		took, err := e.startCrowd(ctx, 1, Kata)
+		if err == nil {
+			add(row, milliseconds(took))
+		}
+		return err
 	}}
 }
 
@@ -189,16 +208,20 @@ func (e *Env) crowd(n int) Probe {
 	}
 	rows = append(rows, bare)
 	return Probe{Rows: rows, Take: func(ctx context.Context, add Add) error {
+		c, err := e.clones(ctx)
+		if err != nil {
+			return err
+		}
 		ctx, cancel := context.WithTimeout(ctx, time.Duration(n)*callTimeout)
 		defer cancel()
 		began := time.Now()
-		_, err := all(n, func(int) (bareTimes, error) { return bootBare(ctx, e.qemuPath, e.bareArgs, nil) })
+		_, err = all(n, func(int) (bareTimes, error) { return bootBare(ctx, e.qemuPath, e.bareArgs, nil) })
 		if err != nil {
 			return err
 		}
 		add(bare, milliseconds(time.Since(began)))
 		for _, row := range rows[:len(rows)-1] {
-			took, err := e.startCrowd(ctx, n, row.Runtime)
+			took, err := c.startCrowd(ctx, n, row.Runtime)
 			if err != nil {
 				return fmt.Errorf("%s: %w", row.Runtime, err)
 			}

@@ -46,7 +46,7 @@ func TestProbesAreKnown(t *testing.T) {
 		}
 	}
 	// Names that other programs rely on.
-	for _, name := range []string{cloneStart, restoreRow, clonePSS, "pod-start", "pod-start-16", "delete", "vsock-up", "vsock-down", "stdio"} {
+	for _, name := range []string{cloneStart, restoreRow, clonePSS, "pod-start", "pod-start-cold", "pod-start-16", "delete", "vsock-up", "vsock-down", "stdio"} {
 		if !slices.Contains(names, name) {
 			t.Errorf("%s is missing", name)
 		}
