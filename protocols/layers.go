@@ -30,7 +30,9 @@ const (
 	// OptDevicePartition, once for each further device of an EROFS in the order of its
 	// device table, is the partition that shows that device's data alone, for kernels
 	// that do not read an EROFS with its devices as one (before Linux 6.4). An
-	// addition of ours: without it the partition of the layer has all of them.
+	// addition of ours: without it the partition of the layer has all of them. A device
+	// with a dm-verity hash tree is "NUMBER:ROOT HASH:OFFSET", in the words of the two
+	// options for a layer's; then the partition of the layer has the metadata alone.
 	OptDevicePartition = "io.katacontainers.fs-opt.device-partition="
 	// OptRootDir, on an upper without lowers, makes this directory of it the root. An
 	// addition of ours.

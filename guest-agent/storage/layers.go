@@ -42,7 +42,13 @@ type layer struct {
 	storage   *agentpb.Storage
 	options   []string // for mount(2)
 	partition int      // 0 for the whole disk
-	devices   []int    // partitions of the further devices of an EROFS
+	devices   []device // the further devices of an EROFS
+	verity    *verity
+}
+
+// device is a partition with data of a layer.
+type device struct {
+	partition int
 	verity    *verity
 }
 
@@ -114,22 +120,42 @@ func (g *layers) read(s *agentpb.Storage) (l layer, upper bool, err error) {
 			g.overlay = append(g.overlay, value)
 		case key+"=" == protocols.OptRootDir:
 			g.rootDir = value
-		case key+"=" == protocols.OptPartition, key+"=" == protocols.OptDevicePartition:
-			n, err := strconv.Atoi(value)
-			if err != nil || n < 1 {
-				return l, upper, fault.New(fault.InvalidArgument, "layer option %q: want a partition's number", o)
+		case key+"=" == protocols.OptPartition:
+			if l.partition, err = partitionOf(o, value); err != nil {
+				return l, upper, err
 			}
-			if key+"=" == protocols.OptPartition {
-				l.partition = n
-			} else {
-				l.devices = append(l.devices, n)
+		case key+"=" == protocols.OptDevicePartition:
+			d, err := deviceOf(o, value)
+			if err != nil {
+				return l, upper, err
 			}
+			l.devices = append(l.devices, d)
 		case !strings.HasPrefix(o, "X-kata.") && !strings.HasPrefix(o, optLayerPrefix):
 			l.options = append(l.options, o)
 		}
 	}
 	l.verity, err = verityOf(s.Options)
 	return l, upper, err
+}
+
+// partitionOf is the partition that an option names.
+func partitionOf(option, value string) (int, error) {
+	n, err := strconv.Atoi(value)
+	if err != nil || n < 1 {
+		return 0, fault.New(fault.InvalidArgument, "layer option %q: want a partition's number", option)
+	}
+	return n, nil
+}
+
+// deviceOf is the partition, and its hash tree if there is one, that an option names.
+func deviceOf(option, value string) (d device, err error) {
+	number, tree, has := strings.Cut(value, ":")
+	if d.partition, err = partitionOf(option, number); err != nil || !has {
+		return d, err
+	}
+	root, offset, _ := strings.Cut(tree, ":")
+	d.verity, err = verityOf([]string{protocols.OptVerity, protocols.OptVerityRoot + root, protocols.OptVerityOffset + offset})
+	return d, err
 }
 
 // stack mounts every layer and the overlay over them. What has to be undone later
@@ -189,27 +215,42 @@ func (m *Manager) mountLayer(ctx context.Context, l layer, mp string, words []st
 	if err != nil {
 		return err
 	}
-	for _, n := range l.devices {
-		device, err := m.layerNode(ctx, l.storage.Source, n, disks)
+	index := filepath.Base(mp)
+	name := fmt.Sprintf("kata-%s-%s", filepath.Base(filepath.Dir(mp)), index)
+	for i, d := range l.devices {
+		below, err := m.layerNode(ctx, l.storage.Source, d.partition, disks)
 		if err != nil {
 			return err
 		}
-		words = append(words, "device="+device)
-	}
-	if l.verity != nil {
-		device, err := m.openVerity(l.verity, node, fmt.Sprintf("kata-%s-%s", filepath.Base(filepath.Dir(mp)), filepath.Base(mp)))
-		if err != nil {
-			return fmt.Errorf("dm-verity on %s: %w", node, err)
+		if below, err = m.verified(d.verity, below, fmt.Sprintf("%s-%d", name, i), fmt.Sprintf("layer %s, device %d", index, i), e); err != nil {
+			return fmt.Errorf("device %d: %w", i, err)
 		}
-		e.undo = append(e.undo, device.close)
-		e.verities = append(e.verities, device)
-		node = device.node
+		words = append(words, "device="+below)
+	}
+	if node, err = m.verified(l.verity, node, name, "layer "+index, e); err != nil {
+		return err
 	}
 	if err := m.mountAt(node, mp, l.storage.Fstype, words); err != nil {
 		return errors.Join(err, smallBlocks(node, l.storage.Fstype))
 	}
 	e.undo = append(e.undo, func() error { return unmount(mp) })
 	return nil
+}
+
+// verified is the node of a dm-verity device on node, or node itself without a hash
+// tree. what is the node's content, for errors.
+func (m *Manager) verified(v *verity, node, name, what string, e *entry) (string, error) {
+	if v == nil {
+		return node, nil
+	}
+	device, err := m.openVerity(v, node, name)
+	if err != nil {
+		return "", fmt.Errorf("dm-verity on %s: %w", node, err)
+	}
+	device.what = fmt.Sprintf("%s (%s)", what, node)
+	e.undo = append(e.undo, device.close)
+	e.verities = append(e.verities, device)
+	return device.node, nil
 }
 
 // smallBlocks is what a kernel before Linux 6.4 does not say of an EROFS that it

@@ -7,7 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -25,7 +25,7 @@ func TestSortLayers(t *testing.T) {
 	g, err := sortLayers([]*agentpb.Storage{
 		lay("ext4", "rw", "noatime", protocols.OptOverlayUpper),
 		lay("erofs", "ro", protocols.OptOverlayLower, protocols.OptPartitioned, protocols.OptPartition+"2", protocols.OptOverlay+"index=off",
-			protocols.OptDevicePartition+"5", protocols.OptDevicePartition+"4"),
+			protocols.OptDevicePartition+"5", protocols.OptDevicePartition+"4:bb:8192"),
 		lay("erofs", "ro", protocols.OptVerity, protocols.OptVerityRoot+"aa", protocols.OptVerityOffset+"4096"),
 	})
 	if err != nil {
@@ -34,7 +34,7 @@ func TestSortLayers(t *testing.T) {
 	if g.mp != "/root" || g.upper == nil || strings.Join(g.upper.options, ",") != "rw,noatime" || len(g.lowers) != 2 || strings.Join(g.overlay, ",") != "index=off" {
 		t.Errorf("%+v", g)
 	}
-	if l := g.lowers[0]; l.partition != 2 || strings.Join(l.options, ",") != "ro" || l.verity != nil || !slices.Equal(l.devices, []int{5, 4}) {
+	if l := g.lowers[0]; l.partition != 2 || strings.Join(l.options, ",") != "ro" || l.verity != nil || !reflect.DeepEqual(l.devices, []device{{5, nil}, {4, &verity{"bb", 8192}}}) {
 		t.Errorf("first lower: %+v", l)
 	}
 	if v := g.lowers[1].verity; v == nil || v.root != "aa" || v.offset != 4096 || g.lowers[1].partition != 0 {
@@ -46,9 +46,11 @@ func TestSortLayers(t *testing.T) {
 	scsi.Driver = "scsi"
 	for name, group := range map[string][]*agentpb.Storage{
 		"two roots": {lay("erofs"), other}, "a driver": {scsi}, "two uppers": {lay("ext4"), lay("ext4"), lay("erofs")},
-		"no lower": {lay("ext4")}, "partition": {lay("erofs", protocols.OptPartition+"0")}, "a device's partition": {lay("erofs", protocols.OptDevicePartition+"x")}, "verity without a hash": {lay("erofs", protocols.OptVerity)},
-		"verity at no number": {lay("erofs", protocols.OptVerityRoot+"aa", protocols.OptVerityOffset+"x")},
-		"a directory outside": {lay("ext4", protocols.OptRootDir+"../x")}, "a directory and lowers": {lay("ext4", protocols.OptRootDir+"x"), lay("erofs")},
+		"no lower": {lay("ext4")}, "partition": {lay("erofs", protocols.OptPartition+"0")}, "a device's partition": {lay("erofs", protocols.OptDevicePartition+"x")},
+		"a device's hash": {lay("erofs", protocols.OptDevicePartition+"4:xx:4096")}, "a device's tree": {lay("erofs", protocols.OptDevicePartition+"4:aa")},
+		"verity without a hash": {lay("erofs", protocols.OptVerity)},
+		"verity at no number":   {lay("erofs", protocols.OptVerityRoot+"aa", protocols.OptVerityOffset+"x")},
+		"a directory outside":   {lay("ext4", protocols.OptRootDir+"../x")}, "a directory and lowers": {lay("ext4", protocols.OptRootDir+"x"), lay("erofs")},
 	} {
 		if _, err := sortLayers(group); fault.KindOf(err) != fault.InvalidArgument || err == nil {
 			t.Errorf("%s: %v", name, err)

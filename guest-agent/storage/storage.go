@@ -86,7 +86,7 @@ func (e *entry) corruption() error {
 	var errs []error
 	for _, d := range e.verities {
 		if d.corrupted() {
-			errs = append(errs, fmt.Errorf("%s is corrupted: what was read of it does not match its dm-verity root hash", d.below))
+			errs = append(errs, fmt.Errorf("%s is corrupted: what was read of it does not match its dm-verity root hash", d.what))
 		}
 	}
 	return errors.Join(errs...)

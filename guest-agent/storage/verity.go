@@ -66,7 +66,10 @@ func verityOf(options []string) (*verity, error) {
 }
 
 // verityDevice is an open dm-verity device.
-type verityDevice struct{ name, node, below string }
+type verityDevice struct {
+	name, node string
+	what       string // what it verifies, for errors
+}
 
 // openVerity puts dm-verity on a device that has data and hash tree.
 func (m *Manager) openVerity(v *verity, node, name string) (*verityDevice, error) {
@@ -90,7 +93,7 @@ func (m *Manager) openVerity(v *verity, node, name string) (*verityDevice, error
 	if err != nil {
 		return nil, err
 	}
-	return &verityDevice{name: name, node: filepath.Join(m.finder.Dev, "dm-"+strconv.Itoa(int(minor))), below: node}, nil
+	return &verityDevice{name: name, node: filepath.Join(m.finder.Dev, "dm-"+strconv.Itoa(int(minor)))}, nil
 }
 
 // verityTarget is the device's table (kernel Documentation/admin-guide/device-mapper/verity.rst).

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -33,21 +34,59 @@ func TestVerity(t *testing.T) {
 	want(t, "data", b.shell("verity", "wc -c </data; own; ls -d /sys/block/dm-*"), fmt.Sprintf("%d\nown\n/sys/block/dm-0", len(secret)))
 	b.remove("verity")
 
+	b.corrupt(layer, secret[:100])
+	b.refusesToRead(img.Name, "corrupt", "begun", "echo begun; cat /data >/dev/null")
+	b.logsCorruption("corrupt", "layer 0 (/dev/vda1)")
+}
+
+// TestMergedVerity: below merged metadata each file is read through dm-verity that has
+// a hash tree beside it, the metadata too.
+func TestMergedVerity(t *testing.T) {
+	good, bad := strings.Repeat("what is as it was in the lower layer; ", 1000), strings.Repeat("what is not what it was in the upper one; ", 1000)
+	img := onBusybox(t, lab.Image{Name: "example.com/merged-verity:latest", Layers: [][]lab.File{
+		{{Path: "good", Mode: 0o644, Data: []byte(good)}}, {{Path: "bad", Mode: 0o644, Data: []byte(bad)}},
+	}})
+	b := openBox(t, "plain", plain(), img)
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	layers := b.layersOf(img)
+	b.must(b.c.MergeLayers(ctx, layers))
+	metadata := filepath.Join(filepath.Dir(layers[0]), "fsmeta.erofs")
+	for _, file := range []string{layers[0], layers[1], metadata} { // not busybox's
+		addVerity(t, file)
+	}
+	b.corrupt(layers[0], bad[:100])
+	b.refusesToRead(img.Name, "merged-corrupt", fmt.Sprintf("3 %d", len(good)), "echo $(ls -d /sys/block/dm-* | wc -l) $(cat /good | wc -c); cat /bad >/dev/null")
+	b.logsCorruption("merged-corrupt", "layer 0, device 2 (/dev/vda")
+}
+
+// corrupt changes a byte of a layer in the file that begins with text.
+func (b *box) corrupt(layer, text string) {
+	b.Helper()
 	content, err := os.ReadFile(layer)
 	b.must(err)
-	at := bytes.Index(content, []byte(secret[:100])) + 20000
-	content[at] ^= 1
+	content[bytes.Index(content, []byte(text))+20000] ^= 1
 	b.must(os.WriteFile(layer, content, 0o644))
-	r := b.ctr(b.runArgs(img.Name, "corrupt", []string{"--rm"}, "sh", "-c", "echo begun; cat /data >/dev/null")...)
-	if r.Code == 0 || r.Stdout != "begun\n" || !strings.Contains(r.Stderr, "Input/output error") {
-		t.Errorf("reading corrupted data: %+v; want an I/O error", r)
+}
+
+// refusesToRead runs a script that prints a line and then fails to read.
+func (b *box) refusesToRead(image, id, line, script string) {
+	b.Helper()
+	r := b.ctr(b.runArgs(image, id, []string{"--rm"}, "sh", "-c", script)...)
+	if r.Code == 0 || r.Stdout != line+"\n" || !strings.Contains(r.Stderr, "Input/output error") {
+		b.Errorf("reading corrupted data: %+v; want %q and an I/O error", r, line)
 	}
+}
+
+// logsCorruption waits for the guest's line about a container's corrupted layer.
+func (b *box) logsCorruption(id, layer string) {
+	b.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	if _, err := b.c.WaitLog(ctx, func(line string) bool {
-		return strings.Contains(line, "cid=corrupt") && strings.Contains(line, "does not match its dm-verity root hash")
+		return strings.Contains(line, "cid="+id) && strings.Contains(line, layer) && strings.Contains(line, "does not match its dm-verity root hash")
 	}); err != nil {
-		t.Errorf("the log does not say why: %v", err)
+		b.Errorf("the log does not say why: %v", err)
 	}
 }
 

@@ -98,8 +98,9 @@ func sizeOf(f *os.File) (uint64, error) {
 }
 
 // region is an EROFS with its devices as one run of bytes, as the guest's kernel
-// reads it when it is given no devices (flat, Linux 6.4).
-func (s *erofsSuper) region(meta *os.File, devices []*os.File) ([]hypervisor.DiskPart, error) {
+// reads it when it is given no devices (flat, Linux 6.4). With whole, each file is
+// there to its end, a hash tree included, and a kernel has to be given the devices.
+func (s *erofsSuper) region(meta *os.File, devices []*os.File, whole bool) ([]hypervisor.DiskPart, error) {
 	if len(devices) != len(s.devices) {
 		return nil, fmt.Errorf("%d devices are given, the EROFS device table has %d: %w", len(devices), len(s.devices), errdefs.ErrInvalidArgument)
 	}
@@ -109,7 +110,13 @@ func (s *erofsSuper) region(meta *os.File, devices []*os.File) ([]hypervisor.Dis
 		if d.at <= start || d.at%hypervisor.SectorBytes != 0 || i == 0 && d.at < s.size {
 			return nil, fmt.Errorf("device %d lies at byte %d, not behind what comes before it: %w", i, d.at, errdefs.ErrInvalidArgument)
 		}
-		parts[i].Sectors = (d.at - start) / hypervisor.SectorBytes
+		if parts[i].Sectors = (d.at - start) / hypervisor.SectorBytes; whole {
+			size, err := sizeOf(parts[i].File)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", parts[i].File.Name(), err)
+			}
+			parts[i].Sectors = sectors(size)
+		}
 		size, err := sizeOf(devices[i])
 		if err != nil {
 			return nil, fmt.Errorf("device %d: %w", i, err)

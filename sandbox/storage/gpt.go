@@ -34,25 +34,27 @@ var linuxData = [16]byte{0xAF, 0x3D, 0xC6, 0x0F, 0x83, 0x84, 0x72, 0x47, 0x8E, 0
 // partition is one entry, in sectors.
 type partition struct{ first, count uint64 }
 
-// window is a partition that shows a piece of another one: in sectors, from that
-// one's begin on.
+// region is a run of sectors on the disk, of which a partition shows the first ones.
+type region struct{ count, shown uint64 }
+
+// window is a partition that shows a piece of a region: in sectors, from its begin on.
 type window struct {
 	of        int
 	at, count uint64
 }
 
-// gpt lays partitions of the given lengths, in sectors, out one after the other, and
-// numbers the windows after them. head and tail are what comes before the first and
-// after the last of them; the same arguments give the same bytes.
-func gpt(lengths []uint64, windows []window) (head, tail []byte) {
-	entries := max(gptMinEntries, len(lengths)+len(windows))
+// gpt lays regions out one after the other, and numbers the windows after their
+// partitions. head and tail are what comes before the first and after the last of
+// them; the same arguments give the same bytes.
+func gpt(regions []region, windows []window) (head, tail []byte) {
+	entries := max(gptMinEntries, len(regions)+len(windows))
 	table := (uint64(entries)*gptEntryBytes + hypervisor.SectorBytes - 1) / hypervisor.SectorBytes
 	first := sectors((2 + table) * hypervisor.SectorBytes)
 	next := first
 	var parts []partition
-	for _, n := range lengths {
-		parts = append(parts, partition{next, n})
-		next += n
+	for _, r := range regions {
+		parts = append(parts, partition{next, r.shown})
+		next += r.count
 	}
 	for _, w := range windows {
 		parts = append(parts, partition{parts[w.of].first + w.at, w.count})

@@ -44,10 +44,19 @@ type RootDisks struct {
 	root        *Root
 	partitioned bool
 	verity      []verity // by lower; empty root hash for none
-	windows     []window // a partition for each further device of a lower, after those of the lowers
+	devices     []device // the further devices of the lowers
 	// Layers holds all lowers; Upper what is written. Either may be nil.
 	Layers, Upper *Source
 }
+
+// device is a further device of a lower: a partition of its own, after those of the lowers.
+type device struct {
+	window
+	verity verity
+}
+
+// veritySuffix makes the name of a file's dm-verity metadata (containerd internal/dmverity).
+const veritySuffix = ".dmverity"
 
 // verity is what containerd's erofs differ writes beside a layer with a hash tree
 // (containerd internal/dmverity, layer.erofs.dmverity).
@@ -109,35 +118,44 @@ func (d *RootDisks) openLowers() error {
 		return fmt.Errorf("rootfs: %d layers and devices of them: at most %d fit one disk: %w", count, maxPartitions, errdefs.ErrInvalidArgument)
 	}
 	d.partitioned = count > 1
-	var lengths []uint64
+	var regions []region
 	var key strings.Builder
 	for i, l := range lowers {
-		region, v, err := openLayer(l)
+		o, err := openLayer(l)
 		if err != nil {
 			return fmt.Errorf("rootfs layer %d (%s): %w", i, l.Source, err)
 		}
-		d.Layers.Parts = append(d.Layers.Parts, region...)
-		d.verity = append(d.verity, v)
-		var n uint64
-		for j, p := range region {
+		d.Layers.Parts = append(d.Layers.Parts, o.parts...)
+		d.verity = append(d.verity, o.verity[0])
+		var r region
+		for j, p := range o.parts {
 			if j > 0 {
-				d.windows = append(d.windows, window{of: i, at: n, count: p.Sectors})
+				d.devices = append(d.devices, device{window{of: i, at: r.count, count: p.Sectors}, o.verity[j]})
 			}
-			n += p.Sectors
+			r.count += p.Sectors
 			k, err := fileKey(p.File)
 			if err != nil {
 				return fmt.Errorf("rootfs layer %d (%s): %w", i, l.Source, err)
 			}
 			key.WriteString(k)
 		}
-		lengths = append(lengths, n)
+		if r.shown = r.count; o.whole {
+			// Not one EROFS: who reads beyond the metadata without the devices gets an error.
+			r.shown = o.parts[0].Sectors
+			key.WriteByte('w')
+		}
+		regions = append(regions, r)
 		key.WriteByte('/')
 	}
 	d.Layers.Key = key.String()
 	if !d.partitioned {
 		return nil
 	}
-	head, tail := gpt(lengths, d.windows)
+	var windows []window
+	for _, v := range d.devices {
+		windows = append(windows, v.window)
+	}
+	head, tail := gpt(regions, windows)
 	first, err := memoryPart("layers-head", head)
 	if err != nil {
 		return err
@@ -151,8 +169,15 @@ func (d *RootDisks) openLowers() error {
 	return nil
 }
 
+// openedLayer is a layer's files: the EROFS and its devices.
+type openedLayer struct {
+	parts  []hypervisor.DiskPart
+	verity []verity // by part
+	whole  bool     // the parts are whole files, not one EROFS; see erofsSuper.region
+}
+
 // openLayer opens a layer's files, which are closed on error.
-func openLayer(l Layer) (parts []hypervisor.DiskPart, v verity, err error) {
+func openLayer(l Layer) (o *openedLayer, err error) {
 	var files []*os.File
 	defer func() {
 		if err != nil {
@@ -164,34 +189,58 @@ func openLayer(l Layer) (parts []hypervisor.DiskPart, v verity, err error) {
 	for _, path := range append([]string{l.Source}, l.Devices...) {
 		f, err := openFile(path, os.O_RDONLY)
 		if err != nil {
-			return nil, v, err
+			return nil, err
 		}
 		files = append(files, f)
 	}
 	super, err := readErofs(files[0])
 	if err != nil {
-		return nil, v, err
+		return nil, err
 	}
 	size, err := sizeOf(files[0])
 	if err != nil {
-		return nil, v, err
+		return nil, err
 	}
 	if size < super.size {
-		return nil, v, fmt.Errorf("the file has %d bytes, its superblock says %d: it is truncated: %w", size, super.size, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("the file has %d bytes, its superblock says %d: it is truncated: %w", size, super.size, errdefs.ErrInvalidArgument)
 	}
-	if l.Verity != "" {
-		if v, err = readVerity(l.Verity, size); err != nil {
-			return nil, v, err
+	o = &openedLayer{}
+	for i, f := range files {
+		v, err := verityOf(l, i, f)
+		if err != nil {
+			return nil, err
 		}
+		o.verity = append(o.verity, v)
+		o.whole = o.whole || len(files) > 1 && v.RootHash != ""
 	}
 	if len(l.Devices) > 0 {
-		parts, err = super.region(files[0], files[1:])
-		return parts, v, err
+		o.parts, err = super.region(files[0], files[1:], o.whole)
+		return o, err
 	}
 	if err := super.within(size); err != nil {
-		return nil, v, err
+		return nil, err
 	}
-	return []hypervisor.DiskPart{{File: files[0], Sectors: sectors(size)}}, v, nil
+	o.parts = []hypervisor.DiskPart{{File: files[0], Sectors: sectors(size)}}
+	return o, nil
+}
+
+// verityOf reads the metadata of a layer's file number i, if there is any.
+func verityOf(l Layer, i int, f *os.File) (verity, error) {
+	path := l.Verity
+	if i > 0 || path == "" {
+		if len(l.Devices) == 0 {
+			return verity{}, nil
+		}
+		path = f.Name() + veritySuffix
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			return verity{}, nil
+		}
+	}
+	size, err := sizeOf(f)
+	if err != nil {
+		return verity{}, err
+	}
+	return readVerity(path, size)
 }
 
 // readVerity reads the metadata of a layer that has size bytes.
@@ -211,6 +260,14 @@ func readVerity(path string, size uint64) (v verity, err error) {
 			path, v.HashOffset, hypervisor.SectorBytes, size, errdefs.ErrInvalidArgument)
 	}
 	return v, nil
+}
+
+// after is a partition's number for the guest, with the hash tree in it.
+func (v verity) after(partition int) string {
+	if v.RootHash == "" {
+		return strconv.Itoa(partition)
+	}
+	return fmt.Sprintf("%d:%s:%d", partition, v.RootHash, v.HashOffset)
 }
 
 // OpenSource opens a file or block device as a disk of its own. A block device
@@ -331,9 +388,9 @@ func (d *RootDisks) Storages(container, layers, upper string) []*agentpb.Storage
 		if d.partitioned {
 			s.Options = append(s.Options, protocols.OptPartitioned, protocols.OptPartition+strconv.Itoa(i+1))
 		}
-		for j, w := range d.windows {
-			if w.of == i {
-				s.Options = append(s.Options, protocols.OptDevicePartition+strconv.Itoa(len(d.root.Lowers)+j+1))
+		for j, v := range d.devices {
+			if v.of == i {
+				s.Options = append(s.Options, protocols.OptDevicePartition+v.verity.after(len(d.root.Lowers)+j+1))
 			}
 		}
 		if v := d.verity[i]; v.RootHash != "" {

@@ -172,6 +172,45 @@ func TestMergedLayers(t *testing.T) {
 	}
 }
 
+// TestMergedVerity: with a hash tree behind one of its files all of them are there to
+// their ends, the partition of the layer has the metadata alone, and the guest gets
+// each tree.
+func TestMergedVerity(t *testing.T) {
+	dir := t.TempDir()
+	tree := func(n int) []byte { return bytes.Repeat([]byte{0xee}, n*4096) }
+	one := writeBytes(t, filepath.Join(dir, "1"), append(erofsImage(3, 1), tree(2)...))
+	two := writeBytes(t, filepath.Join(dir, "2"), erofsImage(2, 2))
+	meta := writeBytes(t, filepath.Join(dir, "meta"), append(erofsImage(1, 9, erofsDevice{4096, 3 * 4096}, erofsDevice{4 * 4096, 2 * 4096}), tree(1)...))
+	r := &Root{Lowers: []Layer{{Type: "erofs", Source: two}, {Type: "erofs", Source: meta, Devices: []string{one, two}}}, ReadOnly: true}
+	plain, err := r.Open(NewDisks())
+	must(t, err)
+	defer plain.Close()
+	writeBytes(t, one+".dmverity", []byte(`{"roothash":"aa","hashoffset":12288}`))
+	writeBytes(t, meta+".dmverity", []byte(`{"roothash":"bb","hashoffset":4096}`))
+	writeBytes(t, two+".dmverity.old", nil)
+	d, err := r.Open(NewDisks())
+	must(t, err)
+	defer d.Close()
+	disk := join(t, d.Layers.Parts)
+	parts := readGPT(t, disk)
+	if len(parts) != 4 || parts[1].count != 2*8 || parts[2].count != 5*8 || parts[3].count != 2*8 {
+		t.Fatalf("partitions: %v", parts)
+	}
+	for i, want := range [][]byte{erofsImage(2, 2), nil, append(erofsImage(3, 1), tree(2)...), erofsImage(2, 2)} {
+		if at := parts[i].first * hypervisor.SectorBytes; want != nil && !bytes.Equal(disk[at:at+parts[i].count*hypervisor.SectorBytes], want) {
+			t.Errorf("partition %d does not show its file", i+1)
+		}
+	}
+	if plain.Layers.Key == d.Layers.Key {
+		t.Errorf("both disks have the key %q", d.Layers.Key)
+	}
+	want := "X-kata.partition-number=2 io.katacontainers.fs-opt.device-partition=3:aa:12288 io.katacontainers.fs-opt.device-partition=4" +
+		" X-kata.dmverity-enabled=true X-kata.dmverity.roothash=bb X-kata.dmverity.hashoffset=4096"
+	if got := strings.Join(d.Storages("c1", "08/00", "")[1].Options, " "); !strings.HasSuffix(got, want) {
+		t.Errorf("got %s; want %s", got, want)
+	}
+}
+
 // TestTarIndex: data behind the index, in the same file, is part of the layer.
 func TestTarIndex(t *testing.T) {
 	data := append(erofsImage(1, 1, erofsDevice{4096, 2 * 4096}), bytes.Repeat([]byte("tar "), 2048)...)
@@ -244,6 +283,8 @@ func TestBadLayers(t *testing.T) {
 	overlap := writeBytes(t, filepath.Join(dir, "overlap"), erofsImage(1, 9, erofsDevice{0, 4096}))
 	verity := writeBytes(t, filepath.Join(dir, "verity"), []byte(`{"roothash":"zz","hashoffset":4096}`))
 	beyond := writeBytes(t, filepath.Join(dir, "beyond"), []byte(`{"roothash":"aa","hashoffset":40960}`))
+	hashed := writeBytes(t, filepath.Join(dir, "hashed"), erofsImage(2, 1))
+	writeBytes(t, hashed+".dmverity", []byte(`{"roothash":"aa","hashoffset":40960}`))
 	noJSON := writeBytes(t, filepath.Join(dir, "nojson"), []byte("aa"))
 	pipe := filepath.Join(dir, "pipe")
 	must(t, syscall.Mkfifo(pipe, 0o600))
@@ -268,6 +309,7 @@ func TestBadLayers(t *testing.T) {
 		"no metadata":                 {Layer{Source: good, Verity: dir + "/no"}, errdefs.IsNotFound, "dm-verity metadata"},
 		"metadata, no JSON":           {Layer{Source: good, Verity: noJSON}, errdefs.IsInvalidArgument, "nojson"},
 		"root hash":                   {Layer{Source: good, Verity: verity}, errdefs.IsInvalidArgument, `roothash is "zz"`},
+		"metadata of a device":        {Layer{Source: meta, Devices: []string{hashed}}, errdefs.IsInvalidArgument, "hashed.dmverity: hashoffset is 40960"},
 		"hash offset":                 {Layer{Source: good, Verity: beyond}, errdefs.IsInvalidArgument, "hashoffset is 40960"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -305,11 +347,11 @@ func FuzzErofs(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		path := writeBytes(t, filepath.Join(t.TempDir(), "l"), data)
 		for _, l := range []Layer{{Source: path}, {Source: path, Devices: []string{path}}} {
-			parts, _, err := openLayer(l)
+			o, err := openLayer(l)
 			if err != nil {
 				continue
 			}
-			for _, p := range parts {
+			for _, p := range o.parts {
 				if p.Sectors == 0 || p.Sectors > 1<<42 {
 					t.Errorf("a part of %d sectors", p.Sectors)
 				}

@@ -46,7 +46,9 @@ type Layer struct {
 	// Devices are the files with the data of an EROFS that holds metadata only, in
 	// the order of its device table.
 	Devices []string
-	// Verity is the path of the layer's dm-verity metadata, empty for none.
+	// Verity is the path of the layer's dm-verity metadata, empty for none. That of an
+	// EROFS with Devices lies beside each of the files, whose names with veritySuffix it
+	// has: no mount of containerd's tells it.
 	Verity string
 	// Options are the mount options for the guest.
 	Options []string
@@ -152,9 +154,6 @@ func layer(i int, m Mount) (Layer, error) {
 	if m.Type == "xfs" && !slices.Contains(l.Options, "nouuid") {
 		// Snapshots are copies of one file system; a guest has those of several containers.
 		l.Options = append(l.Options, "nouuid")
-	}
-	if l.Verity != "" && len(l.Devices) > 0 {
-		return l, fmt.Errorf("rootfs[%d]: dm-verity of an EROFS with further devices: %w", i, errdefs.ErrNotImplemented)
 	}
 	return l, nil
 }

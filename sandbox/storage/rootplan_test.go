@@ -55,6 +55,11 @@ func TestPlanRoot(t *testing.T) {
 			&Root{Lowers: []Layer{{Type: "erofs", Source: "/s/4/layer.erofs", Devices: []string{"/s/1/layer.erofs", "/s/2/layer.erofs"}, Options: []string{"ro"}}}},
 			"1 layers of type erofs (merged: 2 devices), written in guest memory",
 		},
+		"dm-verity of merged metadata": {
+			[]Mount{erofsLayer(3, "device=/s/1/layer.erofs", "X-containerd.dmverity=/s/3/layer.erofs.dmverity"), {Type: "format/mkdir/overlay", Options: []string{"lowerdir={{ mount 0 }}"}}},
+			&Root{Lowers: []Layer{{Type: "erofs", Source: "/s/3/layer.erofs", Devices: []string{"/s/1/layer.erofs"}, Verity: "/s/3/layer.erofs.dmverity", Options: []string{"ro"}}}, ReadOnly: true},
+			"1 read-only layers of type erofs (merged: 1 devices)",
+		},
 		"dm-verity": {
 			[]Mount{erofsLayer(1, "X-containerd.dmverity=/s/1/layer.erofs.dmverity"), {Type: "format/mkdir/overlay", Options: []string{"upperdir=/u", "lowerdir={{ mount 0 }}"}}},
 			&Root{Lowers: []Layer{{Type: "erofs", Source: "/s/1/layer.erofs", Verity: "/s/1/layer.erofs.dmverity", Options: []string{"ro"}}}},
@@ -106,7 +111,6 @@ func TestPlanRootRefuses(t *testing.T) {
 		"a list":              {[]Mount{erofsLayer(1), {Type: "overlay"}}, `"overlay" after 1`},
 		"unknown lower":       {[]Mount{{Type: "tmpfs"}, {Type: "format/overlay", Options: []string{"lowerdir={{ mount 0 }}"}}}, `rootfs[0]: type "tmpfs"`},
 		"unknown option":      {[]Mount{erofsLayer(1, "X-containerd.new=1")}, "X-containerd.new=1"},
-		"verity and devices":  {[]Mount{erofsLayer(1, "device=/d", "X-containerd.dmverity=/v")}, "dm-verity"},
 		"bound to nothing":    {[]Mount{erofsLayer(1), {Type: "format/bind", Source: "/x"}}, `source "/x"`},
 		"directory of a view": {[]Mount{erofsLayer(1), {Type: "format/bind", Source: "{{ mount 0 }}/sub"}}, "read-only layer"},
 	} {
