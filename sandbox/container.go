@@ -143,12 +143,12 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 	spec, err := c.prepare(share, cc, disks.root != nil)
 	if err := errors.Join(err, <-booted); err != nil {
 		disks.close()
-		return nil, errors.Join(err, s.detach(ctx, c.id), share.Remove(c.id))
+		return nil, errors.Join(err, s.detach(ctx, c.id), c.unshare(share))
 	}
 	t.mark("t_prepare")
 	if err := c.pushVolumes(ctx, share, spec); err != nil {
 		disks.close()
-		return nil, errors.Join(fmt.Errorf("create container: %w", err), s.detach(context.WithoutCancel(ctx), c.id), share.Remove(c.id))
+		return nil, errors.Join(fmt.Errorf("create container: %w", err), s.detach(context.WithoutCancel(ctx), c.id), c.unshare(share))
 	}
 	defer func() {
 		if err != nil {
@@ -160,10 +160,10 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cc ContainerConfig) (_ *C
 		create = func() error { return c.takeOver(ctx, disks) }
 	}
 	if err := create(); err != nil {
-		return nil, errors.Join(fmt.Errorf("create container: %w", err), s.detach(context.WithoutCancel(ctx), c.id), share.Remove(c.id))
+		return nil, errors.Join(fmt.Errorf("create container: %w", err), s.detach(context.WithoutCancel(ctx), c.id), c.unshare(share))
 	}
 	if err := c.createHooks(ctx); err != nil {
-		return nil, errors.Join(err, s.removeInGuest(ctx, c), share.Remove(c.id))
+		return nil, errors.Join(err, s.removeInGuest(ctx, c), c.unshare(share))
 	}
 	t.mark("t_container")
 	s.mu.Lock()
@@ -551,7 +551,7 @@ func (c *Container) release() error {
 	c.leaveDirect()
 	share, err := c.s.share()
 	if err == nil {
-		err = share.Remove(c.id)
+		err = c.unshare(share)
 	}
 	c.s.forget(c)
 	return err

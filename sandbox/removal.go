@@ -6,11 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/kata-v2/kata/protocols/agentpb"
 	"github.com/kata-v2/kata/sandbox/agentclient"
+	"github.com/kata-v2/kata/sandbox/storage"
 )
 
 // deferRemoval leaves a stopped container in the guest: to the machine's end, to the
@@ -33,7 +35,7 @@ func (s *Sandbox) deferRemoval(c *Container) bool {
 
 // leavesLittle tells whether the guest holds nothing for the stopped container that
 // the host waits for (a disk), that is of any size (a volume of the guest's own), or
-// that others see (hooks at its end).
+// that others see (hooks at its end). What it knows of the share is forgetShare's.
 func (c *Container) leavesLittle() bool {
 	return len(c.volumes) == 0 && len(c.direct) == 0 && !c.s.disks.Holds(c.id) && c.s.o.Config.QEMU.GuestHookPath == ""
 }
@@ -66,4 +68,41 @@ func (s *Sandbox) removeInGuest(ctx context.Context, c *Container) error {
 		return fmt.Errorf("remove container: %w", err)
 	}
 	return s.detach(ctx, c.id)
+}
+
+// unshare takes what the container has in the share out of it.
+func (c *Container) unshare(share *storage.Share) error {
+	held := share.Holds(c.id)
+	err := share.Remove(c.id)
+	if m, gone := c.s.running(); held && gone == nil {
+		m.forgetShare()
+	}
+	return err
+}
+
+// forgetDelay is how long the guest goes on knowing files that have left the share:
+// most often the machine ends before, and several containers go together.
+const forgetDelay = time.Second
+
+// forgetShare has the guest let go of what the host has taken out of the share: the
+// daemon has each file open that the guest knows, so the host could not use the
+// space of a container's root again, nor a volume's device, as long as the pod lives.
+func (m *machine) forgetShare() {
+	if m.ending() || !m.forgetting.CompareAndSwap(false, true) {
+		return
+	}
+	m.work(func() {
+		delay := time.NewTimer(forgetDelay)
+		defer delay.Stop()
+		select {
+		case <-delay.C:
+		case <-m.ctx.Done():
+			return
+		}
+		m.forgetting.Store(false)
+		_, err := m.agent.RemoveStaleVirtiofsShareMounts(m.ctx, &agentpb.RemoveStaleVirtiofsShareMountsRequest{})
+		if err = m.agent.Err(err); err != nil && !m.ending() && !errdefs.IsNotImplemented(err) {
+			m.log.Warn("the guest may still know files that are no more shared", "error", err)
+		}
+	})
 }

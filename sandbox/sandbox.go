@@ -313,6 +313,8 @@ type machine struct {
 	restored *os.File
 	log      *slog.Logger
 	forget   func(ledger.Token) error
+	// forgetting: the guest is about to be asked to forget files, see forgetShare.
+	forgetting atomic.Bool
 
 	ctx       context.Context // ends with the machine
 	cancel    context.CancelFunc

@@ -49,7 +49,7 @@ type Container struct {
 	bundle    string
 	group     Group
 	storages  []string // mount points, in the order they were made
-	entered   []string // directories of the share that leaveShare leaves
+	share     shareUse
 	numbers   numbers
 	sharedPID bool // its processes do not end with its first one by themselves
 	poststart bool

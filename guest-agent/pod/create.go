@@ -196,7 +196,11 @@ func (p *Pod) makeInit(ctx context.Context, c *Container, req *agentpb.CreateCon
 	}
 	// Limits come after the engine has done its own work in the group (it makes
 	// device nodes, needs a second process and some memory), before the program runs.
-	if err := applyLimits(c.group, resources); err != nil {
+	err = applyLimits(c.group, resources)
+	if err == nil {
+		err = c.holdMounts(ep.PID)
+	}
+	if err != nil {
 		_ = ep.Signal(unix.SIGKILL)
 		<-ep.Exit
 		ep.Release()

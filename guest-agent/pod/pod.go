@@ -65,6 +65,7 @@ type Pod struct {
 	containers map[string]*Container // guarded by mu; nil value: being created
 	hooks      specs.Hooks           // guarded by mu; of guest_hook_path
 	pidns      *pidns                // guarded by mu; the shared one
+	stale      map[string]string     // guarded by mu; names that containers have left → the share they are in
 }
 
 // maxOOMEvents bounds what is kept while nobody asks for OOM events.

@@ -3,16 +3,27 @@
 package pod
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/protocols"
 )
+
+// shareUse is what a container has of the share.
+type shareUse struct {
+	mu      sync.Mutex
+	dir     string   // guarded by mu; the share, empty when nothing of it is used
+	entered []string // guarded by mu; what leaveShare leaves: names that are this container's alone
+	mounts  *os.File // guarded by mu; the container's mount namespace
+}
 
 // enterShare looks into the directories of the share that a container is to use.
 // Each is a mount of its own on the host, and the kernel gives it a file system
@@ -22,19 +33,20 @@ import (
 // That matters twice: a socket in a directory that containers use together is the
 // same socket for all, and no container's end is the end of an instance, see leaveShare.
 func (c *Container) enterShare(share string, spec *specs.Spec) error {
+	c.share.mu.Lock()
+	defer c.share.mu.Unlock()
 	own, pods := share+"/", share+"/"+protocols.PodSharePrefix
-	enter := func(what, dir string) error {
-		if !strings.HasPrefix(dir, own) {
+	enter := func(what, name string) error {
+		if !strings.HasPrefix(name, own) {
 			return nil
 		}
-		err := unix.Stat(dir+"/.", new(unix.Stat_t))
-		switch {
-		case errors.Is(err, unix.ENOTDIR): // a file has no instance
-			return nil
-		case err != nil:
-			return fmt.Errorf("%s: %w", what, &os.PathError{Op: "stat", Path: dir, Err: err})
-		case !strings.HasPrefix(dir, pods):
-			c.entered = append(c.entered, dir)
+		err := unix.Stat(name+"/.", new(unix.Stat_t))
+		if err != nil && !errors.Is(err, unix.ENOTDIR) { // a file has no instance
+			return fmt.Errorf("%s: %w", what, &os.PathError{Op: "stat", Path: name, Err: err})
+		}
+		c.share.dir = share
+		if !strings.HasPrefix(name, pods) {
+			c.share.entered = append(c.share.entered, name)
 		}
 		return nil
 	}
@@ -51,6 +63,23 @@ func (c *Container) enterShare(share string, spec *specs.Spec) error {
 	return nil
 }
 
+// holdMounts keeps the mount namespace of the container's first process until
+// leaveShare: with it the instances that were first entered there, mounts of the
+// host below a shared directory, also those that the host makes later.
+func (c *Container) holdMounts(pid int) error {
+	c.share.mu.Lock()
+	defer c.share.mu.Unlock()
+	if c.share.dir == "" {
+		return nil
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil // the process has ended already, and has entered nothing
+	}
+	c.share.mounts = f
+	return err
+}
+
 // leaveShare ends the file system instances that only this container has used; its
 // processes are gone. An instance that ends while one of its files is being
 // released is a BUG of the kernel ("Busy inodes after unmount", fs/super.c), and a
@@ -59,16 +88,101 @@ func (c *Container) enterShare(share string, spec *specs.Spec) error {
 // reads before it have been answered and the release been sent, and after a second
 // one that has been answered too.
 func (c *Container) leaveShare() error {
+	c.share.mu.Lock()
+	defer c.share.mu.Unlock()
+	if c.share.dir == "" {
+		return nil
+	}
+	for range 2 {
+		_ = unix.Statx(unix.AT_FDCWD, c.share.dir, unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, new(unix.Statx_t)) // the answer does not matter
+	}
 	var errs []error
-	for _, dir := range c.entered {
-		for range 2 {
-			_ = unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, new(unix.Statx_t)) // the answer does not matter
-		}
+	if c.share.mounts != nil {
+		errs = append(errs, c.share.mounts.Close())
+	}
+	for _, name := range c.share.entered {
 		// EINVAL: the host has no mount there, and so there is no instance.
-		if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, &os.PathError{Op: "umount", Path: dir, Err: err})
+		if err := unix.Unmount(name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, &os.PathError{Op: "umount", Path: name, Err: err})
 		}
 	}
-	c.entered = nil
+	c.pod.left(c.share.dir, c.share.entered)
+	c.share.dir, c.share.entered, c.share.mounts = "", nil, nil
 	return errors.Join(errs...)
+}
+
+// left notes names in the share that no container uses any more.
+func (p *Pod) left(share string, names []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stale == nil {
+		p.stale = map[string]string{}
+	}
+	for _, name := range names {
+		p.stale[name] = share
+	}
+}
+
+// LeaveShare has the containers that have ended leave the share, and the kernel
+// forget what the host has taken out of it: the daemon has each file open that the
+// kernel knows, and so holds the host's file system.
+func (p *Pod) LeaveShare(ctx context.Context) error {
+	var errs []error
+	for _, c := range p.Containers() {
+		if !c.init.exited() {
+			continue
+		}
+		err := c.group.WaitEmpty(ctx)
+		if err == nil {
+			err = c.leaveShare()
+		}
+		if _, gone := p.Container(c.ID); err != nil && gone == nil {
+			errs = append(errs, fmt.Errorf("container %s: %w", c.ID, err))
+		}
+	}
+	p.mu.Lock()
+	byShare := map[string][]string{}
+	for name, share := range p.stale {
+		byShare[share] = append(byShare[share], name)
+	}
+	p.mu.Unlock()
+	for share, names := range byShare {
+		forgotten, err := forget(share, names)
+		errs = append(errs, err)
+		p.mu.Lock()
+		for _, name := range forgotten {
+			delete(p.stale, name)
+		}
+		p.mu.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// forget has the kernel ask the daemon for names in the share, however long it may
+// trust what it knows of them (fuse_dentry_revalidate asks for LOOKUP_EXCL), and
+// returns those that are no more there. mkdir(2) is the call that asks: of a view that
+// takes no writes, so that it makes nothing.
+func forget(share string, names []string) (gone []string, err error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, share, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, &os.PathError{Op: "open_tree", Path: share, Err: err}
+	}
+	defer unix.Close(fd)
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return nil, &os.PathError{Op: "mount_setattr", Path: share, Err: err}
+	}
+	for _, name := range names {
+		rel, err := filepath.Rel(share, name)
+		if err != nil {
+			return gone, err
+		}
+		if errors.Is(unix.Mkdirat(fd, rel, 0), unix.EEXIST) {
+			continue
+		}
+		gone = append(gone, name)
+		if dir := filepath.Dir(rel); dir != "." { // a container's, which holds its root alone
+			_ = unix.Mkdirat(fd, dir, 0)
+		}
+	}
+	return gone, nil
 }

@@ -42,7 +42,7 @@ func TestLeaveShare(t *testing.T) {
 		}
 	}
 
-	var c Container
+	c := &Container{pod: &Pod{}}
 	spec := &specs.Spec{Root: &specs.Root{Path: root}}
 	for _, source := range []string{pods, plain, file, elsewhere, "tmpfs"} {
 		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/d", Source: source})
@@ -50,8 +50,11 @@ func TestLeaveShare(t *testing.T) {
 	if err := c.enterShare(share, spec); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{root, plain}; !slices.Equal(c.entered, want) {
-		t.Errorf("entered %q, want %q", c.entered, want)
+	if want := []string{root, plain, file}; !slices.Equal(c.share.entered, want) {
+		t.Errorf("entered %q, want %q", c.share.entered, want)
+	}
+	if err := c.holdMounts(os.Getpid()); err != nil || c.share.mounts == nil {
+		t.Errorf("the mount namespace is held by %v, %v", c.share.mounts, err)
 	}
 	for range 2 { // RemoveContainer may be called again
 		if err := c.leaveShare(); err != nil {
@@ -64,8 +67,33 @@ func TestLeaveShare(t *testing.T) {
 		}
 	}
 
+	if _, left := c.pod.stale[root]; !left || c.share.mounts != nil {
+		t.Errorf("left are %q, the mount namespace is held by %v", c.pod.stale, c.share.mounts)
+	}
+
 	spec.Mounts = []specs.Mount{{Destination: "/gone", Source: filepath.Join(share, "gone")}}
 	if err := c.enterShare(share, spec); err == nil {
 		t.Error("a directory that is not there is entered")
+	}
+}
+
+// What the host has taken out of the share is forgotten, what is there stays, and
+// nothing is made by asking.
+func TestForget(t *testing.T) {
+	share := t.TempDir()
+	there, gone := filepath.Join(share, "c1", "rootfs"), filepath.Join(share, "c2", "rootfs")
+	if err := os.MkdirAll(there, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := &Pod{}
+	p.left(share, []string{there, gone, filepath.Join(share, "c3-0-file")})
+	if err := p.LeaveShare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, left := p.stale[there]; len(p.stale) != 1 || !left {
+		t.Errorf("not forgotten are %q, want %s alone", p.stale, there)
+	}
+	if names, err := os.ReadDir(share); err != nil || len(names) != 1 {
+		t.Errorf("the share has %v, %v", names, err)
 	}
 }

@@ -133,10 +133,9 @@ func (s *Service) SetGuestDateTime(_ context.Context, req *agentpb.SetGuestDateT
 	return empty, unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
 }
 
-// RemoveStaleVirtiofsShareMounts has nothing to do: a share that this agent
-// mounted is unmounted with its last user, so none can be stale.
-func (s *Service) RemoveStaleVirtiofsShareMounts(context.Context, *agentpb.RemoveStaleVirtiofsShareMountsRequest) (*emptypb.Empty, error) {
-	return empty, nil
+// RemoveStaleVirtiofsShareMounts lets go of what the host has taken out of the share.
+func (s *Service) RemoveStaleVirtiofsShareMounts(ctx context.Context, _ *agentpb.RemoveStaleVirtiofsShareMountsRequest) (*emptypb.Empty, error) {
+	return empty, s.Pod.LeaveShare(ctx)
 }
 
 // GetVolumeStats measures a mounted volume.

@@ -7,6 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func writeFile(t *testing.T, content string, elements ...string) string {
@@ -129,5 +132,58 @@ func testReadOnlyRoot(b *box) {
 	r := b.run("readonly2", []string{"--read-only", "--annotation", groupAnnotation + "=" + podID}, "touch", "/x")
 	if r.Code != 1 || !strings.Contains(r.Stderr, "Read-only") {
 		b.Errorf("ctr run --read-only: %+v", r)
+	}
+}
+
+// unmountTime bounds the wait for the end of a file system that nobody should hold any more.
+const unmountTime = 30 * time.Second
+
+// watchUnmount returns a function that waits until the file system that dir is on
+// has ended: not one mount of it, in whatever namespace, but the last reference to
+// it, such as a file that a daemon has open (inotify(7), IN_UNMOUNT).
+func (b *box) watchUnmount(dir string) (wait func()) {
+	b.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { unix.Close(fd) })
+	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_ONLYDIR|unix.IN_DELETE_SELF); err != nil {
+		b.Fatal(err)
+	}
+	return func() {
+		b.Helper()
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(unmountTime.Milliseconds()))
+		if err != nil || n != 1 {
+			b.Errorf("%s: its file system is still in use, %v after its last mount went: %v", dir, unmountTime, err)
+		}
+	}
+}
+
+// testRemovedRoot: what a deleted container had of the host is free at once, though
+// its pod goes on and the guest may still be asked to clean up after it.
+func testRemovedRoot(b *box) {
+	root, volume := b.TempDir(), b.TempDir()
+	for dir, options := range map[string]string{root: "size=8m", volume: "size=1m"} {
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
+			b.Fatal(err)
+		}
+	}
+	ended := []func(){b.watchUnmount(root), b.watchUnmount(volume)}
+	if err := os.CopyFS(root, os.DirFS(rootfs(b.T))); err != nil {
+		b.Error(err)
+	}
+	s := script(b.T, "dd if=/dev/zero of=/written bs=64k count=16 2>/dev/null; echo x >/volume/file; cat /volume/file").mount("bind", volume, "/volume", "rbind", "rw")
+	s.Root.Path = root
+	if r := b.runSpec("removed", s); r.Code != 0 || r.Stdout != "x\n" {
+		b.Errorf("the container: %+v", r)
+	}
+	for _, dir := range []string{root, volume} {
+		if err := unix.Unmount(dir, 0); err != nil {
+			b.Errorf("unmount %s: %v", dir, err)
+		}
+	}
+	for _, wait := range ended {
+		wait()
 	}
 }

@@ -40,6 +40,7 @@ func TestPod(t *testing.T) {
 		{"Group", testGroup},
 		{"Mounts", testMounts},
 		{"FileMounts", testFileMounts},
+		{"RemovedRoot", testRemovedRoot},
 		{"RecursiveReadOnly", testRecursiveReadOnly},
 		{"SyncedVolumes", testSyncedVolumes},
 		{"WrittenFiles", testWrittenFiles},

@@ -243,6 +243,13 @@ func (s *Share) note(container, target string) {
 	s.entries[container] = append(s.entries[container], target)
 }
 
+// Holds tells whether the host has mounted something in the share for a container alone.
+func (s *Share) Holds(container string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.entries[container]) > 0
+}
+
 // Remove takes everything of a container out of the share; it is idempotent. Of
 // two at the same time, the machine's end is often one, the second waits for the
 // first, which has the error.
