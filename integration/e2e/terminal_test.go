@@ -21,6 +21,7 @@ type terminal struct {
 	out  chan string // what the terminal shows, piece by piece; closed at its end
 	seen string
 	end  chan error // ctr's end, once
+	ctr  *os.Process
 }
 
 // openTerminal runs ctr as the leader of a session on a new terminal.
@@ -45,7 +46,7 @@ func (b *box) openTerminal(rows, columns uint16, args ...string) *terminal {
 		b.Fatal(err)
 	}
 	side.Close()
-	t := &terminal{b: b, pty: pty, out: make(chan string, 64), end: make(chan error, 1)}
+	t := &terminal{b: b, pty: pty, out: make(chan string, 64), end: make(chan error, 1), ctr: cmd.Process}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -110,6 +111,32 @@ func (t *terminal) expect(text string) {
 	}
 }
 
+// resized is expect for what the terminal shows when its new size has arrived. ctr
+// listens for the signal of a change only after its first size has been taken, which
+// the terminal shows a moment earlier, so it is told again until it has listened.
+func (t *terminal) resized(text string) {
+	t.b.Helper()
+	seen, told := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(told)
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				_ = t.ctr.Signal(syscall.SIGWINCH)
+			case <-seen:
+				return
+			}
+		}
+	}()
+	defer func() {
+		close(seen)
+		<-told
+	}()
+	t.expect(text)
+}
+
 // status waits for ctr's end.
 func (t *terminal) status() int {
 	t.b.Helper()
@@ -144,7 +171,7 @@ func testTerminal(b *box) {
 	// The shell's trap answers once the signal of the change has reached the guest.
 	t.send("trap 'stty size; exit 5' INT; echo rea$((0))dy; while :; do sleep 1; [ \"$(stty size)\" = '43 141' ] && echo resi$((2))zed; done\n")
 	t.expect("rea0dy")
-	t.expect("resi2zed")
+	t.resized("resi2zed")
 	t.send("\x03")
 	t.expect("43 141")
 	if got := t.status(); got != 5 {
@@ -155,8 +182,10 @@ func testTerminal(b *box) {
 // testInitTerminal: the container's first process with a terminal; what it
 // prints is all there when it has ended.
 func testInitTerminal(b *box) {
+	b.Cleanup(func() { b.remove("terminal") })
+	// ctr sets the size after the start: until then there is none.
 	args := b.runArgs("terminal", []string{"--rm", "--tty", "--annotation", groupAnnotation + "=" + podID},
-		[]string{"sh", "-c", "tty; stty size; read a; echo go$((1))t $a; seq 1 2000; exit 6"})
+		[]string{"sh", "-c", "tty; until stty size 2>/dev/null; do usleep 10000; done; read a; echo go$((1))t $a; seq 1 2000; exit 6"})
 	t := b.openTerminal(20, 50, args...)
 	t.expect("/dev/pts/0")
 	t.expect("20 50")
