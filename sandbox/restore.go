@@ -219,6 +219,7 @@ func (c *Container) takeOver(ctx context.Context, disks *containerDisks) error {
 		return err
 	}
 	c.init.made(stdio, t.saved.PID)
+	c.placeDisks(m, disks)
 	c.s.disks.Pass(savedUser(c.guest), c.id)
 	t.done = true
 	if c.spec.Annotations[containerTypeKey] != "sandbox" {
@@ -228,6 +229,20 @@ func (c *Container) takeOver(ctx context.Context, disks *containerDisks) error {
 		return fmt.Errorf("%w while the container was restored", ErrStopped)
 	}
 	return nil
+}
+
+// placeDisks makes the disks that the restored container writes to the files of its
+// snapshot, which are new and empty. Those of the first container are so already. One
+// for which it cannot be done is a copy without a name, whose content nobody finds again.
+func (c *Container) placeDisks(m *machine, disks *containerDisks) {
+	for i, src := range disks.sources() {
+		if src.ReadOnly {
+			continue
+		}
+		if err := c.s.disks.Place(c.restored.saved.Disks[i], src.Parts[0].File.Name()); err != nil {
+			m.log.Warn("what a restored container writes is not in its snapshot", "container", c.id, "error", err)
+		}
+	}
 }
 
 // goOn is Start for a container that was restored.

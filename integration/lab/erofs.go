@@ -58,9 +58,18 @@ func (c *Containerd) MergeLayers(ctx context.Context, layers []string) error {
 
 // LayerFiles are the erofs snapshotter's layers, in the order of its numbers.
 func (c *Containerd) LayerFiles() ([]string, error) {
-	found, err := filepath.Glob(filepath.Join(c.rootDir(), "io.containerd.snapshotter.v1.erofs", "snapshots", "*", "layer.erofs"))
+	return c.snapshotFiles("layer.erofs")
+}
+
+// UpperFiles are the files with what containers write, in the same order.
+func (c *Containerd) UpperFiles() ([]string, error) {
+	return c.snapshotFiles("rwlayer.img")
+}
+
+func (c *Containerd) snapshotFiles(name string) ([]string, error) {
+	found, err := filepath.Glob(filepath.Join(c.rootDir(), "io.containerd.snapshotter.v1.erofs", "snapshots", "*", name))
 	if err != nil {
-		return nil, fmt.Errorf("lab: layers: %w", err)
+		return nil, fmt.Errorf("lab: %s: %w", name, err)
 	}
 	return found, nil
 }

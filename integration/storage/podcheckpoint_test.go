@@ -3,6 +3,7 @@
 package storage
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -228,6 +229,10 @@ func (b *box) podGoesOn(r internalapi.RuntimeService, handler string) {
 		}
 		want(t, name+": a synced volume", p.shellIn(name, "cat /settings/key"), "new")
 		want(t, name+": the pod's name in a synced file", p.shellIn(name, "cat /etc/hostname"), "two")
+		p.shellIn(name, "echo written by the restored "+name+" >/own; sync")
+		if n := b.snapshotsWith("written by the restored " + name + "\n"); n != 1 {
+			t.Errorf("%s: what it wrote is in %d snapshots", name, n)
+		}
 	}
 	p.start("third", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done") // a new one
 	p.numbers("third", 2)
@@ -246,6 +251,21 @@ func (b *box) podGoesOn(r internalapi.RuntimeService, handler string) {
 	n := len(lines)
 	want(t, "disks when a restored container has gone and a new one has come", p.shellIn("web", listDisks),
 		strings.Join(append(lines[:n-1], fmt.Sprintf("disk%d 1", n), fmt.Sprintf("disk%d 0", n+1)), "\n"))
+}
+
+// snapshotsWith counts the ext4 files of the erofs snapshotter that hold a text.
+func (b *box) snapshotsWith(text string) (n int) {
+	b.Helper()
+	all, err := b.c.UpperFiles()
+	b.must(err)
+	for _, path := range all {
+		data, err := os.ReadFile(path)
+		b.must(err)
+		if bytes.Contains(data, []byte(text)) {
+			n++
+		}
+	}
+	return n
 }
 
 // exited waits for a container's end.

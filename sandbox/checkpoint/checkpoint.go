@@ -185,7 +185,8 @@ func (c *Checkpoint) LoadDisk(d Disk, to *os.File) error {
 }
 
 // OpenDisk opens what a disk was, for a machine that has nobody else's files for
-// it: one that is written is a copy without a name, on the file system of the checkpoint.
+// it: one that is written is a copy without a name, on the file system of the pod's
+// layers, where the snapshots are as a rule, or on that of the checkpoint.
 func (c *Checkpoint) OpenDisk(d Disk) (_ hypervisor.Disk, err error) {
 	out := hypervisor.Disk{ID: d.ID, Place: d.Place, ReadOnly: d.ReadOnly}
 	defer func() {
@@ -194,7 +195,7 @@ func (c *Checkpoint) OpenDisk(d Disk) (_ hypervisor.Disk, err error) {
 		}
 	}()
 	if !d.ReadOnly {
-		f, err := nameless(c.dir)
+		f, err := c.nameless()
 		if err != nil {
 			return out, fmt.Errorf("checkpoint: disk %s: copy: %w", d.ID, err)
 		}
@@ -211,9 +212,24 @@ func (c *Checkpoint) OpenDisk(d Disk) (_ hypervisor.Disk, err error) {
 	return out, nil
 }
 
-// nameless is a new file on the file system of a directory, which may not know
+// nameless is a new file for a disk.
+func (c *Checkpoint) nameless() (*os.File, error) {
+	for _, d := range c.Disks {
+		for _, p := range d.Parts {
+			if p.Path == "" {
+				continue
+			}
+			if f, err := os.OpenFile(filepath.Dir(p.Path), os.O_RDWR|unix.O_TMPFILE, 0o600); err == nil {
+				return f, nil
+			}
+		}
+	}
+	return namelessIn(c.dir)
+}
+
+// namelessIn is a new file on the file system of a directory, which may not know
 // files that never had a name (open(2), O_TMPFILE).
-func nameless(dir string) (*os.File, error) {
+func namelessIn(dir string) (*os.File, error) {
 	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
 	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) {
 		return f, err
