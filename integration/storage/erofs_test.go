@@ -45,7 +45,7 @@ func TestHundredLayers(t *testing.T) {
 
 // TestQuotaAndHotPlug: what a container writes is bounded by its ext4; containers
 // that come later get disks while the machine runs, share the layers of an image,
-// and give back what nobody uses.
+// and give back what nobody uses. One whose layer is bad gets none.
 func TestQuotaAndHotPlug(t *testing.T) {
 	other := onBusybox(t, layered("example.com/other:latest", 2))
 	b := openBox(t, "quota", quota(), other)
@@ -77,27 +77,35 @@ func TestQuotaAndHotPlug(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	want(t, "disks after three at once", b.disks("pod"), first)
+	b.refusesTruncated("example.com/bad-in-pod:latest", member...)
+	want(t, "disks after three at once, and one whose layer is bad", b.disks("pod"), first)
 	want(t, "what was written", b.shell("pod", "cat /kept"), "x")
 }
 
 // TestBadLayer: a layer that is truncated is named; no machine is started for it.
 func TestBadLayer(t *testing.T) {
-	img := onBusybox(t, layered("example.com/bad:latest", 1))
 	b := openBox(t, "plain", plain())
-	before, err := b.c.LayerFiles()
-	b.must(err)
-	b.importImage(img)
-	layer := newLayer(t, b, before, "layers")
-	b.must(os.Truncate(layer, 4096))
-	r := b.ctr(b.runArgs(img.Name, "bad", []string{"--rm"}, "true")...)
-	if r.Code == 0 || !strings.Contains(r.Stderr, "rootfs layer 0 ("+layer+")") || !strings.Contains(r.Stderr, "it is truncated") {
-		t.Errorf("got %+v; want an error that names the layer", r)
-	}
-	b.remove("bad")
+	b.refusesTruncated("example.com/bad:latest")
 	if left := b.processes("bad"); strings.Contains(strings.Join(left, "\n"), "sandbox-bad") {
 		t.Errorf("a machine is left: %v", left)
 	}
+}
+
+// refusesTruncated wants a container of an image with a truncated layer to be refused
+// with the layer's name. Layers that are no EROFS at all containerd refuses itself.
+func (b *box) refusesTruncated(image string, flags ...string) {
+	b.Helper()
+	img := onBusybox(b.T, layered(image, 1))
+	before, err := b.c.LayerFiles()
+	b.must(err)
+	b.importImage(img)
+	layer := newLayer(b.T, b, before, "layers")
+	b.must(os.Truncate(layer, 4096))
+	r := b.ctr(b.runArgs(img.Name, "bad", append([]string{"--rm"}, flags...), "true")...)
+	if r.Code == 0 || !strings.Contains(r.Stderr, "rootfs layer 0 ("+layer+")") || !strings.Contains(r.Stderr, "it is truncated") {
+		b.Errorf("got %+v; want an error that names the layer", r)
+	}
+	b.remove("bad")
 }
 
 // newLayer is the layer file that was not there before and holds the text.

@@ -18,7 +18,8 @@ import (
 )
 
 // TestVerity: layers with a hash tree beside them are read through dm-verity; a
-// byte that has changed since fails the read, and the log says why.
+// byte that has changed since fails the read, and the log says why, or keeps the
+// container from being made, and the error does. Who is in the pod already goes on.
 func TestVerity(t *testing.T) {
 	secret := strings.Repeat("what is read must be what was written; ", 1000)
 	img := onBusybox(t, lab.Image{Name: "example.com/verity:latest", Layers: [][]lab.File{{
@@ -30,13 +31,29 @@ func TestVerity(t *testing.T) {
 	b.importImage(img)
 	layer := newLayer(t, b, before, secret[:4000])
 	addVerity(t, layer)
-	b.start(img.Name, "verity")
+	member := []string{"--annotation", "io.containerd.runc.v2.group=verity"}
+	b.start(img.Name, "verity", member...)
 	want(t, "data", b.shell("verity", "wc -c </data; own; ls -d /sys/block/dm-*"), fmt.Sprintf("%d\nown\n/sys/block/dm-0", len(secret)))
-	b.remove("verity")
-
-	b.corrupt(layer, secret[:100])
-	b.refusesToRead(img.Name, "corrupt", "begun", "echo begun; cat /data >/dev/null")
+	b.corrupt(layer, bytes.Index(readLayer(t, layer), []byte(secret[:100]))+20000)
+	b.refusesToRead(img.Name, "corrupt", "begun", "echo begun; cat /data >/dev/null", member...)
 	b.logsCorruption("corrupt", "layer 0 (/dev/vda1)")
+	b.corrupt(layer, 1024+48) // the superblock's UUID
+	r := b.ctr(b.runArgs(img.Name, "none", append([]string{"--rm"}, member...), "true")...)
+	if r.Code == 0 || !strings.Contains(r.Stderr, "layer 0 (/dev/vda1) is corrupted") {
+		t.Errorf("a layer that cannot be mounted: %+v; want an error that says why", r)
+	}
+	want(t, "the neighbour says", b.shell("verity", "echo alive"), "alive")
+	b.remove("none")
+	b.remove("verity")
+}
+
+func readLayer(t *testing.T, path string) []byte {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
 }
 
 // TestMergedVerity: below merged metadata each file is read through dm-verity that has
@@ -55,24 +72,23 @@ func TestMergedVerity(t *testing.T) {
 	for _, file := range []string{layers[0], layers[1], metadata} { // not busybox's
 		addVerity(t, file)
 	}
-	b.corrupt(layers[0], bad[:100])
+	b.corrupt(layers[0], bytes.Index(readLayer(t, layers[0]), []byte(bad[:100]))+20000)
 	b.refusesToRead(img.Name, "merged-corrupt", fmt.Sprintf("3 %d", len(good)), "echo $(ls -d /sys/block/dm-* | wc -l) $(cat /good | wc -c); cat /bad >/dev/null")
 	b.logsCorruption("merged-corrupt", "layer 0, device 2 (/dev/vda")
 }
 
-// corrupt changes a byte of a layer in the file that begins with text.
-func (b *box) corrupt(layer, text string) {
+// corrupt changes a byte of a layer.
+func (b *box) corrupt(layer string, at int) {
 	b.Helper()
-	content, err := os.ReadFile(layer)
-	b.must(err)
-	content[bytes.Index(content, []byte(text))+20000] ^= 1
+	content := readLayer(b.T, layer)
+	content[at] ^= 1
 	b.must(os.WriteFile(layer, content, 0o644))
 }
 
 // refusesToRead runs a script that prints a line and then fails to read.
-func (b *box) refusesToRead(image, id, line, script string) {
+func (b *box) refusesToRead(image, id, line, script string, flags ...string) {
 	b.Helper()
-	r := b.ctr(b.runArgs(image, id, []string{"--rm"}, "sh", "-c", script)...)
+	r := b.ctr(b.runArgs(image, id, append([]string{"--rm"}, flags...), "sh", "-c", script)...)
 	if r.Code == 0 || r.Stdout != line+"\n" || !strings.Contains(r.Stderr, "Input/output error") {
 		b.Errorf("reading corrupted data: %+v; want %q and an I/O error", r, line)
 	}
