@@ -32,7 +32,7 @@ func TestRun(t *testing.T) {
 	if err := run(filepath.Join(dir, "none"), tree, work); err == nil {
 		t.Error("a file that is missing was read")
 	}
-	if _, err := copyTree(tree, filepath.Join(dir, "copy")); err != nil {
+	if err := copyTree(tree, filepath.Join(dir, "copy")); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(filepath.Join(dir, "copy", "a", "b", "c")); err != nil || string(got) != "small" {
