@@ -283,6 +283,10 @@ func (a *agent) prepare() {
 				a.log.Error("modules", agentlog.KeyError, err.Error())
 			}
 		}
+		if err := warm(); err != nil { // only slower without
+			a.log.Error("warm", agentlog.KeyError, err.Error())
+		}
+		a.phase("t_warm")
 	}
 	if !a.modules.None() && (a.serial != nil || boot.HasShare("/sys")) {
 		if err := a.modules.EnsureFS("virtiofs"); err != nil {
