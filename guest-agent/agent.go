@@ -225,6 +225,9 @@ func (a *agent) makeGroups(ctx context.Context) (*cgroups.Manager, error) {
 func (a *agent) ready(ctx context.Context, failed chan<- error) {
 	if a.serial != nil {
 		a.settle(ctx)
+		if err := clearFree(); err != nil { // only larger without
+			a.log.Error("clear free memory", agentlog.KeyError, err.Error())
+		}
 		a.openChannel(ctx, failed)
 		return
 	}

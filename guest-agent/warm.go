@@ -11,13 +11,14 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/kata-v2/kata/protocols/agentpb"
 )
 
 // firstMessages are what a pod's start sends and answers.
 var firstMessages = []proto.Message{
-	&ttrpc.Request{}, &ttrpc.Response{},
+	&ttrpc.Request{}, &ttrpc.Response{}, &emptypb.Empty{},
 	&agentpb.CreateSandboxRequest{}, &agentpb.UpdateInterfaceRequest{}, &agentpb.UpdateRoutesRequest{}, &agentpb.AddARPNeighborsRequest{},
 	&agentpb.SetGuestDateTimeRequest{}, &agentpb.OnlineCPUMemRequest{}, &agentpb.SyncFilesRequest{},
 	&agentpb.CreateContainerRequest{}, &agentpb.ProcessMade{}, &agentpb.StartContainerRequest{}, &agentpb.WaitProcessRequest{},

@@ -231,6 +231,7 @@ func (s *start) exec(context.Context) error {
 			return err
 		}
 	}
+	s.smallPages()
 	cmd := exec.Command(s.h.o.Path, arguments(s.c, s.l)...)
 	cmd.ExtraFiles = s.inherit.files
 	cmd.Stderr = vm.stderr
