@@ -24,8 +24,9 @@ import (
 
 // Bounds of what others do for us: containerd reads all its state when it starts.
 const (
-	restartTimeout = 2 * time.Minute
-	callTimeout    = 30 * time.Second
+	restartTimeout  = 2 * time.Minute
+	callTimeout     = 30 * time.Second
+	templateTimeout = 10 * time.Minute // two machines boot, without KVM on a busy node
 )
 
 // NodeLabel marks a node on which the runtime is installed, as kata-deploy does.
@@ -36,14 +37,33 @@ const NodeLabel = "katacontainers.io/kata-runtime"
 func RestartContainerd(ctx context.Context, root string) error {
 	ctx, cancel := context.WithTimeout(ctx, restartTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "/usr/bin/nsenter", "--target", "1", "--mount", "--", "systemctl", "restart", "containerd")
+	if err := onHost(ctx, root, "systemctl", "restart", "containerd"); err != nil {
+		return fmt.Errorf("restart containerd: %w", err)
+	}
+	return nil
+}
+
+// MakeTemplates has the installed kata-ctl make what pods are cloned from, with the
+// host's configuration, from a container as RestartContainerd's.
+func MakeTemplates(ctx context.Context, root string) error {
+	ctx, cancel := context.WithTimeout(ctx, templateTimeout)
+	defer cancel()
+	if err := onHost(ctx, root, "/"+filepath.Join(binDir, "kata-ctl"), "template", "init"); err != nil {
+		return fmt.Errorf("make templates: %w", err)
+	}
+	return nil
+}
+
+// onHost runs a program of the host where the host's first process sees it.
+func onHost(ctx context.Context, root string, command ...string) error {
+	cmd := exec.CommandContext(ctx, "/usr/bin/nsenter", append([]string{"--target", "1", "--mount", "--"}, command...)...)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	if root != "/" {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
 		cmd.Dir = "/"
 	}
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("restart containerd: %w: %s", err, bytes.TrimSpace(out))
+		return fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
 	}
 	return nil
 }

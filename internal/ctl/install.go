@@ -24,12 +24,14 @@ type installer struct {
 	*options
 	from, root, node            string
 	noContainerd, restart, stay bool
+	template                    bool
 }
 
 func newInstall(o *options) *cobra.Command {
 	i := &installer{options: o}
 	c := command("install", "Install the programs, the guest images and containerd's handler on a host", o, i.with(i.install))
 	c.Flags().StringVar(&i.from, "from", "", "a build: the directory with bin/ and images/ (default: beside this program)")
+	c.Flags().BoolVar(&i.template, "template", false, "make the machines from which pods are cloned too, as kata-ctl template init does on the host")
 	i.flags(c)
 	return c
 }
@@ -78,6 +80,14 @@ func (i *installer) install(ctx context.Context, w io.Writer) error {
 	}
 	if err := i.containerd(ctx, w, deploy.AddHandler); err != nil {
 		return err
+	}
+	if i.template {
+		// Pods start without: then the first makes one.
+		if err := deploy.MakeTemplates(ctx, i.root); err != nil {
+			fmt.Fprintln(w, err)
+		} else {
+			fmt.Fprintln(w, "templates are there")
+		}
 	}
 	return i.label(ctx, w, true)
 }
