@@ -40,14 +40,27 @@ func (s *Service) OnlineCPUMem(ctx context.Context, req *agentpb.OnlineCPUMemReq
 	}
 	blocks, err := filepath.Glob(filepath.Join(s.Finder.Sys, "devices/system/memory/memory[0-9]*/state"))
 	for _, b := range blocks {
-		if err == nil && reads(b, "offline") {
-			err = os.WriteFile(b, []byte("online"), 0)
+		if err == nil {
+			err = bringUp(b, os.WriteFile)
 		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("bring memory up: %w", err)
 	}
 	return empty, nil
+}
+
+// bringUp brings a block of memory up by its state file, which write writes. Two
+// calls may do so at once, and the driver by itself: whoever comes second gets an EINVAL
+// (kernel drivers/base/memory.c, state_store), and a block may be unplugged meanwhile.
+func bringUp(state string, write func(string, []byte, os.FileMode) error) error {
+	if !reads(state, "offline") {
+		return nil
+	}
+	if err := write(state, []byte("online"), 0); err != nil && reads(state, "offline") {
+		return err
+	}
+	return nil
 }
 
 // onlineCPUs says whether any CPU went up or down.

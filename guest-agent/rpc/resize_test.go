@@ -4,11 +4,14 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kata-v2/kata/guest-agent/boot"
 	"github.com/kata-v2/kata/guest-agent/devices"
@@ -93,5 +96,22 @@ func TestOnlineCPUs(t *testing.T) {
 	}
 	if !reads(filepath.Join(m.sys, "devices/system/memory/memory7/state"), "online") {
 		t.Error("memory stayed offline")
+	}
+}
+
+// A block that somebody else brings up at the same moment is up; one that does not
+// come up is an error.
+func TestBringUp(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "state")
+	for now, want := range map[string]error{"online": nil, "offline": unix.EINVAL} {
+		if err := os.WriteFile(state, []byte("offline\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		err := bringUp(state, func(path string, _ []byte, mode os.FileMode) error {
+			return errors.Join(unix.EINVAL, os.WriteFile(path, []byte(now), mode))
+		})
+		if !errors.Is(err, want) {
+			t.Errorf("a block that is %s after an EINVAL: %v, want %v", now, err, want)
+		}
 	}
 }
