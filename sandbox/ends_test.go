@@ -307,6 +307,64 @@ func TestStopWithAGuestThatHangs(t *testing.T) {
 	}
 }
 
+// stops tells for each Stop of its machines whether it was to kill.
+type stops struct {
+	hypervisor.VM
+	kill chan bool
+}
+
+func (s stops) Stop(ctx context.Context) error {
+	s.kill <- ctx.Err() != nil
+	return s.VM.Stop(ctx)
+}
+
+type stopsTold struct {
+	hypervisor.Hypervisor
+	kill chan bool
+}
+
+func (h stopsTold) Start(ctx context.Context, c hypervisor.Config) (hypervisor.VM, error) {
+	vm, err := h.Hypervisor.Start(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return stops{vm, h.kill}, nil
+}
+
+// A machine is killed once its guest has synced, and asked to end where it has disks to
+// flush or the guest has not answered.
+func TestHowAMachineEnds(t *testing.T) {
+	for name, c := range map[string]struct {
+		e     end
+		fails bool
+		kill  bool
+	}{
+		"no disks":       {e: end{}, kill: true},
+		"disks":          {e: end{disks: true}},
+		"no sync":        {e: end{}, fails: true},
+		"with processes": {e: end{containers: true}, kill: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPod(t, func(p *pod) {
+				p.agent.Before = func(_ context.Context, call string) error {
+					if c.fails && call == "DestroySandbox" {
+						return errors.New("no")
+					}
+					return nil
+				}
+			})
+			kill := make(chan bool, 10)
+			p.Sandbox.o.Hypervisor = stopsTold{p.fake, kill}
+			p.start("c1", "sleep")
+			p.m.stop(bounded(t), c.e, p.o.Log)
+			if got := <-kill; got != c.kill {
+				t.Errorf("killed: %t; want %t", got, c.kill)
+			}
+			within(t, p.Ended(), "the end")
+		})
+	}
+}
+
 // plain hides the optional abilities of its machines.
 type plain struct{ hypervisor.Hypervisor }
 

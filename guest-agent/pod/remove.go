@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -84,8 +85,8 @@ func (c *Container) takeApart(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Destroy ends the sandbox: every process is killed and dirty data is written
-// out. The machine is the host's to switch off, so what dies with it – mounts,
+// Destroy ends the sandbox: every process is killed and dirty data of disks is
+// written out. The machine is the host's to switch off, so what dies with it – mounts,
 // cgroups, bundles – is not taken apart, except for a container whose hooks
 // have a say in it.
 func (p *Pod) Destroy(ctx context.Context) error {
@@ -101,8 +102,31 @@ func (p *Pod) Destroy(ctx context.Context) error {
 	p.active = false
 	clear(p.containers)
 	p.mu.Unlock()
-	unix.Sync()
+	if anyDisk(blockDevices) {
+		unix.Sync()
+	}
 	return errors.Join(errs...)
+}
+
+// blockDevices is where the kernel lists them (sysfs(5)).
+const blockDevices = "/sys/block"
+
+// anyDisk tells whether there is a block device with something behind it: without
+// one nothing is left to write out. What is shared by virtio-fs was written before the
+// processes ended, with every write or at the end of a mapping; to sync it is to have
+// the host write out the whole file system that its files are on.
+func anyDisk(dir string) bool {
+	devices, err := os.ReadDir(dir)
+	if err != nil {
+		return true
+	}
+	for _, d := range devices {
+		// In sectors; 0 for a loop device that nobody uses.
+		if size, err := os.ReadFile(filepath.Join(dir, d.Name(), "size")); err != nil || string(size) != "0\n" {
+			return true
+		}
+	}
+	return false
 }
 
 // quit ends a container's processes for good. Those of one with a PID namespace of

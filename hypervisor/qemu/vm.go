@@ -164,11 +164,16 @@ func (vm *VM) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 func (vm *VM) Listen(port uint32) (net.Listener, error) { return vm.vsock.Listen(port) }
 
 // Stop implements hypervisor.VM: QEMU is told to quit, which flushes its disks,
-// and killed when ctx is done first.
+// and killed when ctx is done first, or is already.
 func (vm *VM) Stop(ctx context.Context) error {
 	vm.mu.Lock()
 	vm.stopping = true
 	vm.mu.Unlock()
+	if ctx.Err() != nil {
+		vm.kill()
+		<-vm.done
+		return nil
+	}
 	if err := vm.qmp.execute(ctx, "quit", nil, nil); err != nil && !errors.Is(err, errQMPClosed) {
 		select {
 		case <-vm.done:

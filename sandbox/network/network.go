@@ -219,9 +219,10 @@ func (n *Network) configureRoutes(ctx context.Context, agent Agent) error {
 	return nil
 }
 
-// Close disconnects everything. The machine must have ended, or know nothing of it.
+// Close disconnects everything. The machine has ended, is about to, or knows nothing
+// of it. Calling it again is harmless.
 func (n *Network) Close() error {
-	n.turn <- struct{}{} // a Sync ends soon, since the machine has
+	n.turn <- struct{}{} // a Sync ends with the machine
 	defer func() { <-n.turn }()
 	var errs []error
 	for _, e := range slices.Backward(append(n.orphans, n.endpoints...)) {

@@ -30,12 +30,11 @@ var watchedGroups = []int{
 // into the machine, those that go are unplugged, and the guest is told of changed
 // addresses and routes. It waits in one read of a netlink socket.
 func (n *Network) Watch(ctx context.Context, vm hypervisor.VM, agent Agent) {
-	if n.ns == nil {
-		return
-	}
-	f, err := n.ns.subscribe()
+	f, err := n.news()
 	if err != nil {
 		n.o.Log.Error("watch the network namespace", "error", err)
+	}
+	if f == nil {
 		return
 	}
 	defer f.Close()
@@ -53,6 +52,16 @@ func (n *Network) Watch(ctx context.Context, vm hypervisor.VM, agent Agent) {
 			return
 		}
 	}
+}
+
+// news is the namespace's, nil where there is nothing to follow any more.
+func (n *Network) news() (*os.File, error) {
+	n.turn <- struct{}{} // nobody else has begun to use it, but maybe to close it
+	defer func() { <-n.turn }()
+	if n.ns == nil {
+		return nil, nil
+	}
+	return n.ns.subscribe()
 }
 
 // subscribe opens a netlink socket in the namespace that reads as long as something changes.
