@@ -297,7 +297,11 @@ func (a *agent) prepare() {
 		}
 	}
 	a.phase("t_fs")
-	if _, err := a.groups(); err != nil {
+	groups, err := a.groups()
+	if err == nil && a.serial != nil {
+		err = groups.PrepareDevices()
+	}
+	if err != nil {
 		a.log.Error("cgroups", agentlog.KeyError, err.Error())
 	}
 	a.phase("t_cgroups")

@@ -113,6 +113,71 @@ func run(t *testing.T, prog []bpf.Insn, kind, access, major, minor uint32) bool 
 	}
 }
 
+// The rules of ctr and of the CRI make the programs that a template has loaded,
+// whatever their order; what denies something makes another one.
+func TestUsualRulesMakeOneProgram(t *testing.T) {
+	text := func(rules ...specs.LinuxDeviceCgroup) []bpf.Insn {
+		t.Helper()
+		prog, err := deviceProgram(withUsual(rules))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return prog
+	}
+	device := func(allow bool, major, minor int64, access string) specs.LinuxDeviceCgroup {
+		return specs.LinuxDeviceCgroup{Allow: allow, Type: "c", Major: &major, Minor: &minor, Access: access}
+	}
+	none := specs.LinuxDeviceCgroup{Access: "rwm"}
+	null, full, console := device(true, 1, 3, "rwm"), device(true, 1, 7, "rwm"), device(true, 5, 1, "rwm")
+	terminals := specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: p(int64(136)), Access: "rwm"}
+	if !slices.Equal(text(none, full, null, terminals), text(none)) {
+		t.Error("usual devices that are allowed once more make another program")
+	}
+	if !slices.Equal(text(none, null, console, full), text(none, console)) {
+		t.Error("the usual devices and the console make another program than the console")
+	}
+	const c, w = unix.BPF_DEVCG_DEV_CHAR, unix.BPF_DEVCG_ACC_WRITE
+	denied := text(none, device(false, 1, 3, "w"), full, null)
+	if slices.Equal(denied, text(none)) || !run(t, denied, c, w, 1, 3) {
+		t.Error("a device that is denied, then allowed, is not allowed")
+	}
+	if run(t, text(none, null, device(false, 1, 3, "w")), c, w, 1, 3) {
+		t.Error("a device that is allowed, then denied, is allowed")
+	}
+}
+
+// A program that was prepared is used, and another one is loaded beside it.
+func TestPreparedDevices(t *testing.T) {
+	load := func([]bpf.Insn) (int, error) { return unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0) }
+	m := Manager{devices: programs{load: load}}
+	if err := m.PrepareDevices(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, l := range m.devices.loaded {
+			unix.Close(l.fd)
+		}
+	})
+	for i, l := range m.devices.loaded {
+		fd, release, err := m.devices.program(slices.Clone(l.text))
+		if err != nil || fd != l.fd {
+			t.Errorf("prepared program %d: descriptor %d, %v; want %d", i, fd, err, l.fd)
+		}
+		release()
+		if _, err := unix.FcntlInt(uintptr(l.fd), unix.F_GETFD, 0); err != nil {
+			t.Errorf("prepared program %d is gone after its use: %v", i, err)
+		}
+	}
+	fd, release, err := m.devices.program(verdict(true))
+	if err != nil || slices.ContainsFunc(m.devices.loaded, func(l program) bool { return l.fd == fd }) {
+		t.Fatalf("another program: descriptor %d, %v", fd, err)
+	}
+	release()
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil {
+		t.Error("a program that was not prepared stays")
+	}
+}
+
 func TestDeviceProgram(t *testing.T) {
 	const b, c, m, r, w = unix.BPF_DEVCG_DEV_BLOCK, unix.BPF_DEVCG_DEV_CHAR, unix.BPF_DEVCG_ACC_MKNOD, unix.BPF_DEVCG_ACC_READ, unix.BPF_DEVCG_ACC_WRITE
 	prog, err := deviceProgram([]specs.LinuxDeviceCgroup{
@@ -165,7 +230,7 @@ func fake(t *testing.T, files map[string]string) *Group {
 	done := make(chan struct{})
 	go func() { defer close(done); w.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
-	return &Group{dir: dir, watch: w}
+	return &Group{dir: dir, watch: w, devices: &programs{}}
 }
 
 func TestStats(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -31,14 +32,69 @@ func (g *Group) SetDevices(rules []specs.LinuxDeviceCgroup) error {
 		return fmt.Errorf("device rules: %w", err)
 	}
 	defer dir.Close()
-	fd, err := bpf.Load(unix.BPF_PROG_TYPE_CGROUP_DEVICE, 0, "kata_dev", prog)
+	fd, release, err := g.devices.program(prog)
 	if err != nil {
-		return fmt.Errorf("device rules: load BPF program: %w", err)
+		return err
 	}
-	defer unix.Close(fd) // the attachment keeps it
+	defer release() // the attachment keeps it
 	attr := struct{ target, prog, kind, flags uint32 }{uint32(dir.Fd()), uint32(fd), unix.BPF_CGROUP_DEVICE, 0}
 	if _, err := bpf.Call(unix.BPF_PROG_ATTACH, &attr); err != nil {
 		return fmt.Errorf("device rules: attach BPF program: %w", err)
+	}
+	return nil
+}
+
+// programs are device programs that the kernel has, for the life of the guest.
+type programs struct {
+	load func(text []bpf.Insn) (fd int, err error)
+
+	mu     sync.Mutex
+	loaded []program // guarded by mu
+}
+
+type program struct {
+	text []bpf.Insn
+	fd   int
+}
+
+func loadDevices(text []bpf.Insn) (int, error) {
+	return bpf.Load(unix.BPF_PROG_TYPE_CGROUP_DEVICE, 0, "kata_dev", text)
+}
+
+// program returns a descriptor of a program, and what gives it back.
+func (p *programs) program(text []bpf.Insn) (fd int, release func(), err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, l := range p.loaded {
+		if slices.Equal(l.text, text) {
+			return l.fd, func() {}, nil
+		}
+	}
+	if fd, err = p.load(text); err != nil {
+		return -1, nil, fmt.Errorf("device rules: load BPF program: %w", err)
+	}
+	return fd, func() { unix.Close(fd) }, nil
+}
+
+// PrepareDevices loads the programs of the rules that containers have unless
+// somebody asks for more: those of the CRI, and those of ctr, which has the console
+// too. A machine that is restored then does not check and compile them.
+func (m *Manager) PrepareDevices() error {
+	none := specs.LinuxDeviceCgroup{Access: "rwm"}
+	major, minor := int64(5), int64(1)
+	console := specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &major, Minor: &minor, Access: "rwm"}
+	for _, rules := range [][]specs.LinuxDeviceCgroup{{none}, {none, console}} {
+		text, err := deviceProgram(withUsual(rules))
+		if err != nil {
+			return err
+		}
+		fd, _, err := m.devices.program(text)
+		if err != nil {
+			return err
+		}
+		m.devices.mu.Lock()
+		m.devices.loaded = append(m.devices.loaded, program{text, fd})
+		m.devices.mu.Unlock()
 	}
 	return nil
 }
@@ -50,13 +106,18 @@ var usualDevices = [][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5
 
 // withUsual lets the usual devices be used, and any node be made (using it is
 // another matter), right after the last rule for all devices: a rule that names
-// one of them stays the stronger one.
+// one of them stays the stronger one, and one that says the same again is left
+// out, where nothing is denied: containers that differ in nothing else have one program.
 func withUsual(rules []specs.LinuxDeviceCgroup) []specs.LinuxDeviceCgroup {
 	at := 0
 	for i, r := range rules {
 		if r.Type == "" || r.Type == "a" {
 			at = i + 1
 		}
+	}
+	rest := rules[at:]
+	if !slices.ContainsFunc(rest, func(r specs.LinuxDeviceCgroup) bool { return !r.Allow }) {
+		rest = slices.DeleteFunc(slices.Clone(rest), isUsual)
 	}
 	usual := []specs.LinuxDeviceCgroup{{Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "b", Access: "m"}}
 	for _, d := range usualDevices {
@@ -66,7 +127,14 @@ func withUsual(rules []specs.LinuxDeviceCgroup) []specs.LinuxDeviceCgroup {
 		}
 		usual = append(usual, r)
 	}
-	return slices.Concat(rules[:at], usual, rules[at:])
+	return slices.Concat(rules[:at], usual, rest)
+}
+
+// isUsual tells whether a rule says what withUsual says of a device.
+func isUsual(r specs.LinuxDeviceCgroup) bool {
+	return r.Type == "c" && r.Access == "rwm" && r.Major != nil && slices.ContainsFunc(usualDevices, func(d [2]int64) bool {
+		return *r.Major == d[0] && (d[1] < 0 || r.Minor != nil && *r.Minor == d[1])
+	})
 }
 
 const (

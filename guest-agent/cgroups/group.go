@@ -27,8 +27,9 @@ const Parent = "kata"
 
 // Manager makes groups.
 type Manager struct {
-	dir   string
-	watch *Watcher
+	dir     string
+	watch   *Watcher
+	devices programs
 }
 
 // controllers are those that a container's limits and statistics need; each costs
@@ -48,7 +49,7 @@ func New(root string, w *Watcher) (*Manager, error) {
 	if err := enableControllers(dir); err != nil {
 		return nil, err
 	}
-	return &Manager{dir: dir, watch: w}, nil
+	return &Manager{dir: dir, watch: w, devices: programs{load: loadDevices}}, nil
 }
 
 // enableControllers turns controllers on for the children of the group at dir.
@@ -66,8 +67,9 @@ func enableControllers(dir string) error {
 
 // Group is the cgroup of one container.
 type Group struct {
-	dir   string
-	watch *Watcher
+	dir     string
+	watch   *Watcher
+	devices *programs
 }
 
 // Create makes the group of container id.
@@ -76,7 +78,7 @@ func (m *Manager) Create(id string) (*Group, error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("cgroup of %s: %w", id, err)
 	}
-	return &Group{dir: dir, watch: m.watch}, nil
+	return &Group{dir: dir, watch: m.watch, devices: &m.devices}, nil
 }
 
 // Dir is the group's directory.

@@ -258,11 +258,22 @@ func testManyClones(b *box) {
 func testTemplateRemoved(b *box) {
 	kept := filepath.Join(b.TempDir(), "kept")
 	dir := b.template()
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
 	b.start("orphan", nil, "sleep", "100000")
 	if err := os.Rename(dir, kept); err != nil {
 		b.Fatal(err)
 	}
 	b.want(b.exec("orphan", "sh", "-c", "head -c 1000000 /dev/zero | md5sum"), 0, "879f4bba57ed37c9ec5e5aedf9864698  -\n")
+	// A clone's memory is not its own: it is not saved, and goes on.
+	saved := filepath.Join(b.TempDir(), "saved")
+	if out, err := b.c.KataCtl(ctx, "checkpoint", "orphan", saved); err == nil || !strings.Contains(out, "enable_checkpoint") {
+		b.Errorf("kata-ctl checkpoint of a clone: %v: %s; want it refused with the reason", err, out)
+	}
+	if _, err := os.Stat(saved); !errors.Is(err, os.ErrNotExist) {
+		b.Errorf("a refused checkpoint leaves its directory: %v", err)
+	}
+	b.want(b.exec("orphan", "echo", "alive"), 0, "alive\n")
 	b.remove("orphan")
 	if err := os.Rename(kept, dir); err != nil {
 		b.Fatal(err)
