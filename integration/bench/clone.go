@@ -108,7 +108,7 @@ func (e *Env) restoreTime(ctx context.Context, id string) (time.Duration, error)
 // count for each in equal parts.
 func (e *Env) cloneMemory() Probe {
 	pod, shim := Row{clonePSS, Kata, Mebibytes}, Row{cloneShim, Kata, Mebibytes}
-	return Probe{Rows: []Row{pod, shim}, Apart: true, Take: func(ctx context.Context, add Add) error {
+	return Probe{Rows: []Row{pod, shim}, Apart: true, Takes: 40 * time.Second, Take: func(ctx context.Context, add Add) error {
 		c, err := e.clones(ctx)
 		if err != nil {
 			return err

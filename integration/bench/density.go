@@ -45,7 +45,7 @@ func (e *Env) cloneCrowd(n int) Probe {
 		return nil
 	}}
 	if n > clonesAtOnce {
-		p.Most = 1 // minutes
+		p.Most, p.Takes = 1, 2*time.Minute
 	}
 	return p
 }
@@ -109,7 +109,7 @@ func (e *Env) densityOf(kind string, on func(context.Context) (*Env, error)) Pro
 			rows = append(rows, row(part.name, n))
 		}
 	}
-	return Probe{Rows: rows, Apart: true, Most: 1, Take: func(ctx context.Context, add Add) error {
+	return Probe{Rows: rows, Apart: true, Most: 1, Takes: 2 * time.Minute, Take: func(ctx context.Context, add Add) error {
 		c, err := on(ctx)
 		if err != nil {
 			return err

@@ -38,7 +38,8 @@ type Options struct {
 	Only []string
 	// Peers are more runtimes to measure beside runc, which have to be installed.
 	Peers []Peer
-	// Budget, when set, is the time after which no further sample is begun.
+	// Budget, when set, is the time after which no further sample is begun. Rows that are
+	// not expected to get all theirs are left out, and named.
 	Budget time.Duration
 	// Path, when set, is a file that gets the report as far as it is, after each sample.
 	Path string
@@ -116,7 +117,7 @@ func (e *Env) measure(ctx context.Context, began time.Time) (*Report, error) {
 		r.samples = o.Resume.samples()
 	}
 	report := func() *Report {
-		return &Report{Facts: e.facts, Complete: r.complete(probes), Failed: r.failures(probes), Results: append(r.results(probes), fixed...)}
+		return &Report{Facts: e.facts, Complete: r.complete(probes), Failed: r.failures(probes), Short: r.missesOf(probes), Results: append(r.results(probes), fixed...)}
 	}
 	if o.Path != "" {
 		r.save = func() error { return report().WriteFile(o.Path) }

@@ -30,7 +30,9 @@ type Report struct {
 	// Complete says that every row that was asked for has its samples.
 	Complete bool      `json:"complete"`
 	Failed   []Failure `json:"failed,omitempty"`
-	Results  []Result  `json:"results"`
+	// Short are the rows that have fewer samples than were asked for, none included.
+	Short   []Short  `json:"short,omitempty"`
+	Results []Result `json:"results"`
 }
 
 // factPrograms is the fact that tells builds apart.

@@ -16,7 +16,7 @@ const idleTime = 60 * time.Second
 // are equal, adjoining parts of idleTime.
 func (e *Env) idle() Probe {
 	rows := []Row{{"idle-cpu", Kata, Percent}, {"idle-cpu", Runc, Percent}, {"vmm-idle-cpu", Kata, Percent}}
-	return Probe{Rows: rows, Apart: true, Take: func(ctx context.Context, add Add) error {
+	return Probe{Rows: rows, Apart: true, Takes: idleTime + 15*time.Second, Take: func(ctx context.Context, add Add) error {
 		discard := func(Row, float64) {}
 		return e.withContainer(ctx, Runc, Row{}, discard, func(runcID string) error {
 			return e.withContainer(ctx, Kata, Row{}, discard, func(kataID string) error {

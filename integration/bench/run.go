@@ -26,6 +26,9 @@ type Probe struct {
 	// Most bounds the number of samples of what takes minutes, 0 for no bound. With
 	// fewer than MinSamples the rows have no ratios.
 	Most int
+	// Takes is about how long all samples take of what has no warm-up, on an idle machine
+	// without KVM; for Options.Budget.
+	Takes time.Duration
 	// Asked says that the probe runs only when -only names one of its rows.
 	Asked bool
 }
@@ -81,7 +84,9 @@ type runner struct {
 	progress io.Writer
 	// samples may hold those of an earlier part of the run.
 	samples map[Row][]float64
-	failed  map[int]Failure // by the probe's place
+	failed  map[int]Failure       // by the probe's place
+	took    map[int]time.Duration // of the last sample, by the probe's place
+	skipped map[int]bool          // left out for want of time, by the probe's place
 	// until is when no further sample is begun; the zero time is never.
 	until time.Time
 	// save is called whenever something was added; nil for not at all.
@@ -115,7 +120,7 @@ func (r *runner) run(ctx context.Context, probes []Probe) error {
 	if r.samples == nil {
 		r.samples = map[Row][]float64{}
 	}
-	r.failed = map[int]Failure{}
+	r.failed, r.took = map[int]Failure{}, map[int]time.Duration{}
 	r.begin(probes)
 	fmt.Fprintln(r.progress, "warm-up, discarded")
 	for i, p := range probes {
@@ -123,20 +128,28 @@ func (r *runner) run(ctx context.Context, probes []Probe) error {
 		if p.Apart || p.Most > 0 || r.have(p) >= r.want(p) || r.late() {
 			continue
 		}
+		began := time.Now()
 		if err := r.note(ctx, i, p, "warm-up", p.Take(ctx, func(Row, float64) {})); err != nil {
 			return err
 		}
+		r.took[i] = time.Since(began)
+		fmt.Fprintf(r.progress, "%-18s %6.1f s\n", p.Rows[0].Name+"/"+p.Rows[0].Runtime, r.took[i].Seconds())
 	}
 	for round := range r.n {
+		if round > 0 { // a warm-up takes longer: it makes what the samples need
+			r.fitBudget(probes)
+		}
 		began, took := time.Now(), 0
 		for i, p := range probes {
-			if _, failed := r.failed[i]; failed || p.Apart || r.have(p) > round || round >= r.want(p) || r.late() {
+			if _, failed := r.failed[i]; failed || r.skipped[i] || p.Apart || r.have(p) > round || round >= r.want(p) || r.late() {
 				continue
 			}
 			took++
+			begin := time.Now()
 			if err := r.note(ctx, i, p, fmt.Sprintf("round %d", round+1), r.take(ctx, p, 1)); err != nil {
 				return err
 			}
+			r.took[i] = time.Since(begin)
 		}
 		if took > 0 {
 			fmt.Fprintf(r.progress, "round %d of %d      %6.1f s\n", round+1, r.n, time.Since(began).Seconds())
@@ -161,7 +174,7 @@ func (r *runner) begin(probes []Probe) {
 
 func (r *runner) runApart(ctx context.Context, probes []Probe) error {
 	for i, p := range probes {
-		if !p.Apart || r.have(p) >= r.want(p) || r.late() {
+		if !p.Apart || r.skipped[i] || r.have(p) >= r.want(p) || r.late() {
 			continue
 		}
 		began := time.Now()

@@ -130,6 +130,48 @@ func TestBudget(t *testing.T) {
 	if err := r.run(t.Context(), probes); err != nil || calls != 2 || r.complete(probes) {
 		t.Errorf("%d calls, %v; want a warm-up and one sample, and no complete report", calls, err)
 	}
+	rep := Report{Short: r.missesOf(probes), Results: r.results(probes)}
+	var out bytes.Buffer
+	if err := rep.WriteTable(&out); err != nil || !strings.Contains(out.String(), "not complete: a/kata has 1 of 3 samples\n") {
+		t.Errorf("%v; the table says\n%s", err, out.String())
+	}
+}
+
+// TestLeftOut: what there is no time for is left out as a whole, and so the rest has all its samples.
+func TestLeftOut(t *testing.T) {
+	var probes []Probe
+	calls := map[string]int{}
+	for _, name := range []string{BaseRow, podStart, "slow", "last", "apart"} {
+		row := Row{name, Kata, Milliseconds}
+		probes = append(probes, Probe{Rows: []Row{row}, Apart: name == "apart", Take: func(_ context.Context, add Add) error {
+			calls[name]++
+			for range map[bool]int{true: 3, false: 1}[name == "apart"] {
+				add(row, 1)
+			}
+			return nil
+		}})
+	}
+	probes[4].Takes = time.Hour
+	var said bytes.Buffer
+	r := runner{n: 3, progress: &said, until: time.Now().Add(time.Minute)}
+	if err := r.run(t.Context(), probes); err != nil {
+		t.Fatal(err)
+	}
+	if want := map[string]int{BaseRow: 4, podStart: 4, "slow": 4, "last": 4}; !reflect.DeepEqual(calls, want) || !strings.Contains(said.String(), "left out for want of time: apart, about 1h0m0s\n") {
+		t.Errorf("calls %v, want %v; said\n%s", calls, want, said.String())
+	}
+	if want := []Short{{"apart", Kata, 0, 3}}; !slices.Equal(r.missesOf(probes), want) {
+		t.Errorf("short: %v", r.missesOf(probes))
+	}
+	s := time.Second
+	for _, c := range []struct {
+		left time.Duration
+		want []int
+	}{{15 * s, nil}, {14 * s, []int{4}}, {9 * s, []int{4, 3}}, {7 * s, []int{4, 3, 2}}, {2 * s, []int{4, 3, 2, 1}}, {0, []int{4, 3, 2, 1}}} {
+		if got := tooMuch(probes, []time.Duration{1 * s, 3 * s, 4 * s, 2 * s, 5 * s}, c.left); !slices.Equal(got, c.want) {
+			t.Errorf("%v: %v left out; want %v", c.left, got, c.want)
+		}
+	}
 }
 
 func TestPeers(t *testing.T) {

@@ -39,8 +39,8 @@ func (r *Report) WriteTable(w io.Writer) error {
 	for _, f := range r.Failed {
 		fmt.Fprintf(&b, "\nno figures of %s: %s\n", strings.Join(f.Rows, ", "), f.Error)
 	}
-	if !r.Complete && len(r.Failed) == 0 {
-		b.WriteString("\nnot complete: -resume goes on with it\n")
+	if len(r.Short) > 0 {
+		b.WriteString("\n" + shortages(r.Short) + "-resume goes on with it\n")
 	}
 	b.WriteString("\n" + judge(r.Results))
 	_, err := io.WriteString(w, b.String())

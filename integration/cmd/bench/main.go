@@ -47,7 +47,7 @@ func main() {
 	flag.StringVar(&o.Path, "json", "_build/bench.json", "where the samples go, after each of them")
 	flag.StringVar(&o.svg, "svg", "", "where the drawing goes, if anywhere")
 	flag.BoolVar(&o.resume, "resume", false, "go on with the run whose samples are in -json")
-	flag.DurationVar(&o.Budget, "budget", 0, "time after which no further sample is begun, such as 40m; -resume goes on later")
+	flag.DurationVar(&o.Budget, "budget", 0, "time that the run may take, such as 40m: rows that do not fit are left out and named; -resume goes on later")
 	flag.BoolVar(&o.draw, "draw", false, "measure nothing: print the table of -json and draw -svg")
 	flag.StringVar(&o.base, "compare", "", "measure nothing: compare -json with this file; exits 1 when something is worse")
 	flag.Parse()
