@@ -52,7 +52,7 @@ build: ## build the programs into _build/bin
 	done
 
 .PHONY: kernel
-kernel: ## build the small guest kernel from Debian's source (once; 10 to 20 minutes of one core)
+kernel: ## build the small guest kernel from Debian's source (once; some 13 minutes of one core)
 	$(call step,kernel)
 	@scripts/kernel-build.sh
 

@@ -30,7 +30,7 @@ if current "$dir/$name" "$name"; then
 fi
 
 install_packages gcc make flex bison bc libelf-dev binutils xz-utils
-say "kernel: building $KERNEL_SOURCE $version (10 to 20 minutes of one core, once)"
+say "kernel: building $KERNEL_SOURCE $version (some 13 minutes of one core, once)"
 # Not below tmp, which a set-up that runs beside this empties.
 work=$dir/.build
 trap 'rm -rf "$work"' EXIT
