@@ -28,8 +28,9 @@ const (
 	// reader: two pipes of 256 KiB at most, the connection's credit, and the buffers
 	// of both sides. What comes after as many was written after the exit.
 	drainBytes = 4 << 20
-	// drainReader: of an ended stream bytes are left in the pipe, and nobody has it
-	// open for reading. A containerd that has come back opens it before it deletes.
+	// drainReader: of an ended stream bytes are left in the pipe, or there never were
+	// any, and nobody has it open for reading. A containerd that has come back opens it
+	// before it deletes.
 	drainReader = time.Second
 )
 
@@ -183,15 +184,17 @@ func (s *stdio) drain(ctx context.Context, exited time.Time) error {
 			held = err
 		}
 	}
-	taken := time.NewTimer(drainReader)
-	defer taken.Stop()
+	ctx, cancelReader := context.WithTimeout(ctx, drainReader)
+	defer cancelReader()
 	for _, c := range copies {
-		if r := c.kept(); r != nil && held == nil {
-			select {
-			case <-r.taken:
-			case <-taken.C:
-				held = errNoReader
-			case <-ctx.Done():
+		r := c.kept()
+		if r == nil || held != nil {
+			continue
+		}
+		select {
+		case <-r.taken:
+		case <-ctx.Done():
+			if !r.empty {
 				held = errNoReader
 			}
 		}

@@ -75,7 +75,7 @@ func (c *outCopy) close() *rest {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if f, ok := c.to.(*os.File); ok && !c.dropped {
-		c.rest = keepRest(f)
+		c.rest = keepRest(f, c.moved.Load() == 0)
 	} else {
 		c.to.Close()
 	}

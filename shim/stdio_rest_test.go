@@ -70,11 +70,8 @@ func TestNobodyReads(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	// Nothing was written: nothing is kept, and nobody waits.
+	// Nothing was written: nothing is missing.
 	s, _ = lastWords(t, "")
-	if s.copies[0].kept() != nil {
-		t.Error("an empty pipe is kept")
-	}
 	if err := s.drain(context.Background(), time.Now()); err != nil {
 		t.Errorf("drain: %v", err)
 	}
@@ -83,7 +80,7 @@ func TestNobodyReads(t *testing.T) {
 
 // TestDropRacesWithTheEnd: the pipes may be dropped at any moment of a stream's end.
 func TestDropRacesWithTheEnd(t *testing.T) {
-	for range 200 {
+	for i := range 200 {
 		path := filepath.Join(t.TempDir(), "stdout")
 		if err := unix.Mkfifo(path, 0o600); err != nil {
 			t.Fatal(err)
@@ -96,8 +93,10 @@ func TestDropRacesWithTheEnd(t *testing.T) {
 		c := newOutCopy(to, from)
 		s := &stdio{host: &stdioHost{}, copies: []*outCopy{c}, out: [2]*os.File{to}}
 		s.workers.Go(func() { _ = c.run() })
-		if _, err := io.WriteString(guest, "x"); err != nil {
-			t.Fatal(err)
+		if i%2 == 0 {
+			if _, err := io.WriteString(guest, "x"); err != nil {
+				t.Fatal(err)
+			}
 		}
 		go guest.Close()
 		s.close()

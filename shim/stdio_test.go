@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -118,6 +119,35 @@ func TestClientsComeAndGo(t *testing.T) {
 	if got := readN(t, s.stdin, 3); got != "two" {
 		t.Errorf("stdin %q", got)
 	}
+}
+
+// A client that comes to opening the pipes of a process that has said nothing only
+// after its end finds their ends, and does not wait for a writer for ever.
+func TestSilentEnd(t *testing.T) {
+	paths, s := fifos(t), newStreams()
+	io := attached(t, paths, s)
+	must(t, s.stdout.Close())
+	must(t, s.stderr.Close())
+	for _, c := range io.copies {
+		soon(t, "the end of the copy", func() struct{} { <-c.done; return struct{}{} })
+	}
+	for _, path := range []string{paths.stdout, paths.stderr} {
+		got := soon(t, "open and read after the end", func() string {
+			b, err := readAll(client(t, path, os.O_RDONLY))
+			return fmt.Sprint(string(b), err)
+		})
+		if got != "<nil>" {
+			t.Errorf("%s: %s", path, got)
+		}
+	}
+	must(t, io.drain(bounded(t), time.Now()))
+
+	// Nobody comes: that is no output that was cut, and delays nothing for long.
+	paths, s = fifos(t), newStreams()
+	io = attached(t, paths, s)
+	must(t, s.stdout.Close())
+	must(t, s.stderr.Close())
+	must(t, io.drain(bounded(t), time.Now()))
 }
 
 // CloseIO ends stdin after the client has closed its end and all was read.

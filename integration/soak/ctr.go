@@ -62,7 +62,7 @@ func (p *life) byCtr(ctx context.Context) {
 	if _, ok := p.ctr("ctr run -d", p.c.RunArgs(runtimeName, p.id, group, "sleep", "1000")...); ok {
 		killed := p.killLater(ctx)
 		p.ctr("ctr run -d", p.c.RunArgs(runtimeName, second, group, "sleep", "1000")...)
-		for i := range p.r.IntN(4) {
+		for i := range p.r.IntN(20) {
 			if p.excuse() {
 				break
 			}

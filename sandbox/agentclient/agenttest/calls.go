@@ -206,6 +206,11 @@ func (a *Agent) RemoveContainer(_ context.Context, r *agentpb.RemoveContainerReq
 	return empty, nil
 }
 
+// RemoveStaleVirtiofsShareMounts implements the service.
+func (a *Agent) RemoveStaleVirtiofsShareMounts(context.Context, *agentpb.RemoveStaleVirtiofsShareMountsRequest) (*emptypb.Empty, error) {
+	return empty, nil
+}
+
 func (c *container) kill() {
 	for _, p := range c.procs {
 		p.signal(sigkill)
