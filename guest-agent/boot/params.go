@@ -54,7 +54,9 @@ func DefaultParams() Params {
 		ServerCID:      1<<32 - 1,
 		ServerPort:     protocols.AgentPort,
 		StdioPort:      protocols.StdioPort,
-		HotplugTimeout: 3 * time.Second,
+		// Kata's agent has 3 s, which is not enough where 64 emulated guests start at
+		// one time on two cores; the wait ends with the caller's deadline too.
+		HotplugTimeout: 30 * time.Second,
 		// Kata's agent has 6 s, which an emulated guest on a busy host can need; the
 		// caller's own deadline is there as well.
 		LaunchTimeout: 60 * time.Second,

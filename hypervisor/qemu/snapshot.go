@@ -19,8 +19,8 @@ import (
 )
 
 // restoreTimeout bounds how long a restored guest may take until it answers: it
-// has nothing to do but to take on its new identity.
-const restoreTimeout = 20 * time.Second
+// has nothing to do but to take on its new identity, but 64 may do so at one time on two cores.
+const restoreTimeout = 60 * time.Second
 
 // migration is the state of a save or a restore, as QEMU's MIGRATION events
 // tell it (qapi/migration.json).
