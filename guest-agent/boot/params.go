@@ -50,10 +50,10 @@ type Params struct {
 // DefaultParams is what an empty command line means.
 func DefaultParams() Params {
 	return Params{
-		LogLevel:       slog.LevelInfo,
-		ServerCID:      1<<32 - 1,
-		ServerPort:     protocols.AgentPort,
-		StdioPort:      protocols.StdioPort,
+		LogLevel:   slog.LevelInfo,
+		ServerCID:  1<<32 - 1,
+		ServerPort: protocols.AgentPort,
+		StdioPort:  protocols.StdioPort,
 		// Kata's agent has 3 s, which is not enough where 64 emulated guests start at
 		// one time on two cores; the wait ends with the caller's deadline too.
 		HotplugTimeout: 30 * time.Second,

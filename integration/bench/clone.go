@@ -28,7 +28,11 @@ const clonesAtOnce = 16
 func (e *Env) cloneEnv(ctx context.Context) (*Env, error) {
 	c, err := lab.Start(ctx, lab.Options{
 		Version: e.o.Version, ShimDir: e.o.Bin, Snapshotter: e.o.Snapshotter, CRI: true, ExtraConfig: peerHandlers(e.o),
-		Kata: &lab.Kata{Images: e.o.Images, Set: map[string]string{"factory.enable_template": "true"}},
+		Kata: &lab.Kata{Images: e.o.Images, Set: map[string]string{
+			"factory.enable_template": "true",
+			// 64 that start at one time on two cores take more than the 45 and 60 s that one may.
+			"agent.kata.dial_timeout": "300", "runtime.create_container_timeout": "300",
+		}},
 	})
 	if err != nil {
 		return nil, err
