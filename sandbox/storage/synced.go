@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/status"
 
 	"github.com/kata-v2/kata/protocols/agentpb"
 )
@@ -276,7 +277,7 @@ func (s *synced) follow(v *volume, guest agentpb.FilesService) {
 		}
 		_, err := guest.Sync(s.ctx, &agentpb.SyncFilesRequest{Volume: v.name, Removals: []string{"."}})
 		if err != nil && s.ctx.Err() == nil {
-			s.log.Warn("a volume's copy is left in the guest", "source", v.source, "error", errgrpc.ToNative(err))
+			s.log.Warn("a volume's copy is left in the guest", "source", v.source, "error", fromGuest(err))
 		}
 	})
 }
@@ -306,6 +307,15 @@ func (v *volume) update(ctx context.Context, guest agentpb.FilesService, log *sl
 	}
 }
 
+// fromGuest makes an error of a call meaningful: what the guest has answered gets its
+// kind; a lost connection stays what it is, so that the caller finds out why.
+func fromGuest(err error) error {
+	if _, answered := status.FromError(err); !answered {
+		return err
+	}
+	return errgrpc.ToNative(err)
+}
+
 // push brings the guest's copy up to date.
 func (v *volume) push(ctx context.Context, guest agentpb.FilesService) error {
 	now, err := v.scan()
@@ -318,7 +328,7 @@ func (v *volume) push(ctx context.Context, guest agentpb.FilesService) error {
 	}
 	req.Volume = v.name
 	if _, err := guest.Sync(ctx, req); err != nil {
-		return fmt.Errorf("volume %s: %w", v.source, errgrpc.ToNative(err))
+		return fmt.Errorf("volume %s: %w", v.source, fromGuest(err))
 	}
 	v.has(now)
 	if v.written {

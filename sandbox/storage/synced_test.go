@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -362,4 +364,14 @@ func TestSyncedAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	must(t, s.Close())
+}
+
+// A connection that was lost is still known for that; an answer has its kind.
+func TestErrorsOfTheGuest(t *testing.T) {
+	if err := fromGuest(fmt.Errorf("sync: %w", ttrpc.ErrClosed)); !errors.Is(err, ttrpc.ErrClosed) {
+		t.Errorf("a lost connection: %v", err)
+	}
+	if err := fromGuest(status.Error(codes.Unimplemented, "no such service")); !errdefs.IsNotImplemented(err) {
+		t.Errorf("a guest without the service: %v", err)
+	}
 }

@@ -15,7 +15,6 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
@@ -79,7 +78,7 @@ func (s *synced) checkGuest(ctx context.Context, v *volume, guest agentpb.FilesS
 		return nil
 	}
 	if _, err := guest.Written(ctx, v.request(false)); err != nil {
-		return fmt.Errorf("file %s: %w", v.source, errgrpc.ToNative(err))
+		return fmt.Errorf("file %s: %w", v.source, fromGuest(err))
 	}
 	s.mu.Lock()
 	s.takes = true
@@ -107,7 +106,7 @@ func (w *writes) take(t written) {
 		return
 	case t.err != nil:
 		// The guest's connection is lost, or the file: there is nothing to ask any more.
-		if err := errgrpc.ToNative(t.err); !errdefs.IsNotFound(err) {
+		if err := fromGuest(t.err); !errdefs.IsNotFound(err) {
 			w.log.Warn("what is written to a file does not reach the host", "source", w.v.source, "error", err)
 		}
 		return
@@ -123,7 +122,7 @@ func (w *writes) take(t written) {
 func (w *writes) collect() error {
 	resp, err := w.guest.Written(w.ctx, w.v.request(false))
 	if err != nil {
-		return fmt.Errorf("file %s: %w", w.v.source, errgrpc.ToNative(err))
+		return fmt.Errorf("file %s: %w", w.v.source, fromGuest(err))
 	}
 	w.pushed = true // the call under way compares with an older content
 	return w.settle(resp)
