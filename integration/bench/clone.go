@@ -31,7 +31,7 @@ func (e *Env) cloneEnv(ctx context.Context) (*Env, error) {
 		Kata: &lab.Kata{Images: e.o.Images, Set: map[string]string{
 			"factory.enable_template": "true",
 			// 64 that start at one time on two cores take more than the 45 and 60 s that one may.
-			"agent.kata.dial_timeout": "300", "runtime.create_container_timeout": "300",
+			"agent.kata.dial_timeout": "300", "agent.kata.launch_process_timeout": "300", "runtime.create_container_timeout": "300",
 		}},
 	})
 	if err != nil {
