@@ -70,10 +70,14 @@ func (e *Env) addMany(ctx context.Context, runtime string, there []string, n int
 	}
 	// An interrupt ends the measurement, not the clean-up, which is bounded by itself.
 	clean := context.WithoutCancel(ctx)
+	// containerd gives each shim seconds to end, which is not enough for all at one time.
+	turn := make(chan struct{}, fewAtOnce)
 	_, rerr := all(n, func(i int) (struct{}, error) {
 		if !started[i] {
 			return struct{}{}, nil
 		}
+		turn <- struct{}{}
+		defer func() { <-turn }()
 		_, terr := e.ctrWithin(clean, crowdTimeout, "tasks", "rm", "--force", ids[i])
 		_, cerr := e.ctr(clean, "containers", "rm", ids[i])
 		return struct{}{}, errors.Join(terr, cerr)
