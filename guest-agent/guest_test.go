@@ -27,7 +27,7 @@ func TestGuest(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a virtual machine")
 	}
-	g := startGuest(t, "agent.passfd_listener_port=1027")
+	g := startGuest(t, "agent.passfd_listener_port=1027 agent.hotplug_timeout=3")
 	t.Logf("ready %v after QEMU's start", g.ready)
 	ctx := context.Background()
 	if _, err := g.CreateSandbox(ctx, &agentpb.CreateSandboxRequest{Hostname: "pod1", SandboxId: "s1", Dns: []string{"192.0.2.1", "options ndots:5"}}); err != nil {
