@@ -126,13 +126,17 @@ func (s *service) watch(t *taskState, p *procState) {
 	})
 }
 
-// exitTold waits until the end of an ended process was published.
-func (p *procState) exitTold() {
+// exitTold waits until the end of an ended process was published, or ctx is done.
+func (p *procState) exitTold(ctx context.Context) {
 	p.mu.Lock()
 	told := p.told
 	p.mu.Unlock()
-	if told != nil {
-		<-told
+	if told == nil {
+		return
+	}
+	select {
+	case <-told:
+	case <-ctx.Done():
 	}
 }
 

@@ -165,6 +165,7 @@ func (s *service) Wait(ctx context.Context, r *taskpb.WaitRequest) (*taskpb.Wait
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	p.exitTold(ctx) // what the caller does next comes after it
 	e := p.p.Exit()
 	return &taskpb.WaitResponse{ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At)}, nil
 }
@@ -198,7 +199,7 @@ func (s *service) Delete(ctx context.Context, r *taskpb.DeleteRequest) (*taskpb.
 		return nil, err
 	}
 	p.finishIO(ctx, s.log)
-	p.exitTold() // comes before the event of the delete
+	p.exitTold(context.WithoutCancel(ctx)) // comes before the event of the delete
 	e := p.p.Exit()
 	if r.ExecId != "" {
 		t.mu.Lock()
