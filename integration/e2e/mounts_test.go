@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -185,5 +186,29 @@ func testRemovedRoot(b *box) {
 	}
 	for _, wait := range ended {
 		wait()
+	}
+}
+
+// testSameName: a container sees its own root and volumes, however soon it follows
+// another of its name.
+func testSameName(b *box) {
+	for i := range 4 {
+		root, volume, want := b.TempDir(), filepath.Join(b.TempDir(), "volume"), fmt.Sprintf("%d\n%d\n", i, i)
+		if err := os.CopyFS(root, os.DirFS(rootfs(b.T))); err != nil {
+			b.Fatal(err)
+		}
+		if err := os.Mkdir(volume, 0o755); err != nil {
+			b.Fatal(err)
+		}
+		for _, file := range []string{filepath.Join(root, "which"), filepath.Join(volume, "which")} {
+			if err := os.WriteFile(file, fmt.Appendln(nil, i), 0o644); err != nil {
+				b.Fatal(err)
+			}
+		}
+		s := script(b.T, "cat /which /volume/which").mount("bind", volume, "/volume", "rbind", "rw")
+		s.Root.Path = root
+		if r := b.runSpec("same", s); r.Code != 0 || r.Stdout != want {
+			b.Errorf("container %d of the name: %+v, want %q", i, r, want)
+		}
 	}
 }

@@ -41,6 +41,7 @@ func TestPod(t *testing.T) {
 		{"Mounts", testMounts},
 		{"FileMounts", testFileMounts},
 		{"RemovedRoot", testRemovedRoot},
+		{"SameName", testSameName},
 		{"RecursiveReadOnly", testRecursiveReadOnly},
 		{"SyncedVolumes", testSyncedVolumes},
 		{"WrittenFiles", testWrittenFiles},

@@ -36,6 +36,8 @@ type Share struct {
 	podOf    map[string][]*podVolume  // guarded by mu; container id → those it uses
 	pods     int                      // guarded by mu; how many BindPod has made
 	entries  map[string][]string      // guarded by mu; container id → mount points or files, oldest first
+	names    map[string]string        // guarded by mu; container id → what its names in dir begin with
+	named    map[string]int           // guarded by mu; container id → how many containers have had it
 	removing map[string]chan struct{} // guarded by mu; container id → closed when its Remove under way has ended
 	closed   bool                     // guarded by mu
 }
@@ -56,7 +58,10 @@ func NewShare(dir string, host *os.File, log *slog.Logger) (*Share, error) {
 		os.Remove(dir)
 		return nil, fmt.Errorf("share: make %s shared (it needs Linux 5.12): %w", dir, err)
 	}
-	s := &Share{dir: dir, host: hostMounts{ns: host}, pod: map[string]*podVolume{}, podOf: map[string][]*podVolume{}, entries: map[string][]string{}, removing: map[string]chan struct{}{}}
+	s := &Share{
+		dir: dir, host: hostMounts{ns: host}, pod: map[string]*podVolume{}, podOf: map[string][]*podVolume{}, entries: map[string][]string{},
+		names: map[string]string{}, named: map[string]int{}, removing: map[string]chan struct{}{},
+	}
 	s.synced = newSynced(&s.host, log)
 	return s, nil
 }
@@ -71,7 +76,7 @@ func (s *Share) Rootfs(container string, mounts []Mount, bundleRootfs string) (s
 		return "", err
 	}
 	defer s.mounting.Done()
-	rel := filepath.Join(container, "rootfs")
+	rel := filepath.Join(s.name(container), "rootfs")
 	target := filepath.Join(s.dir, rel)
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		return "", fmt.Errorf("rootfs: %w", err)
@@ -142,7 +147,7 @@ func (s *Share) Bind(container string, index int, source string, o BindOptions) 
 		return "", fmt.Errorf("%s: %w", source, err)
 	}
 	defer unix.Close(fd)
-	name := container + "-" + strconv.Itoa(index) + "-" + filepath.Base(source)
+	name := s.name(container) + "-" + strconv.Itoa(index) + "-" + filepath.Base(source)
 	target := filepath.Join(s.dir, name)
 	if err := mountPoint(fd, source, target); err != nil {
 		return "", err
@@ -236,6 +241,23 @@ func (s *Share) begin() error {
 	return nil
 }
 
+// name is what the container's names in the share begin with. No two containers have
+// the same, also when they follow each other with one id: the guest goes by what it
+// knows of a name for a second, and would give the second the first one's files.
+func (s *Share) name(container string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	name, ok := s.names[container]
+	if !ok {
+		if name = container; s.named[container] > 0 {
+			name += "--" + strconv.Itoa(s.named[container]) // no id has two dashes together
+		}
+		s.named[container]++
+		s.names[container] = name
+	}
+	return name
+}
+
 // note remembers a mount point.
 func (s *Share) note(container, target string) {
 	s.mu.Lock()
@@ -262,8 +284,9 @@ func (s *Share) Remove(container string) error {
 	}
 	done := make(chan struct{})
 	s.removing[container] = done
-	targets, volumes := s.entries[container], s.podOf[container]
+	targets, volumes, name := s.entries[container], s.podOf[container], s.names[container]
 	delete(s.entries, container)
+	delete(s.names, container)
 	delete(s.podOf, container)
 	s.mu.Unlock()
 	defer func() {
@@ -288,8 +311,10 @@ func (s *Share) Remove(container string) error {
 			errs = append(errs, err)
 		}
 	}
-	if err := os.Remove(filepath.Join(s.dir, container)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		errs = append(errs, err)
+	if name != "" { // its directory, if it had a root there
+		if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }
