@@ -126,8 +126,8 @@ func (a *agent) boot() error {
 		}
 	}
 	a.phase("t_modules")
-	if err := boot.RaiseFileLimit(); err != nil {
-		a.log.Warn("limit of open files", agentlog.KeyError, err.Error())
+	if err := boot.RaiseLimits(); err != nil {
+		a.log.Warn("limits", agentlog.KeyError, err.Error())
 	}
 	return nil
 }
@@ -261,6 +261,9 @@ func (a *agent) openChannel(ctx context.Context, failed chan<- error) {
 func (a *agent) settle(ctx context.Context) {
 	if err := boot.LoopbackUp(); err != nil {
 		a.log.Error("loopback", agentlog.KeyError, err.Error())
+	}
+	if err := boot.RaiseMachineLimits("/proc/sys"); err != nil {
+		a.log.Warn("limits", agentlog.KeyError, err.Error())
 	}
 	// Not needed before: nothing in the guest serves anything yet.
 	a.serveOn(protocols.ForwardPort, func(l net.Listener) { forward.Serve(ctx, l, a.log) })

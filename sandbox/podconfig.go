@@ -158,7 +158,7 @@ func joinPod(spec *specs.Spec, p *PodConfig) *specs.Spec {
 	if sharesNamespace(spec, specs.IPCNamespace) {
 		for i, m := range out.Mounts {
 			if m.Destination == "/dev/shm" && m.Type == "tmpfs" {
-				out.Mounts[i] = specs.Mount{Destination: m.Destination, Type: "bind", Source: m.Destination, Options: []string{"rbind", "rw"}}
+				out.Mounts[i] = specs.Mount{Destination: m.Destination, Type: "bind", Source: m.Destination, Options: []string{"rbind", "rw", "nosuid", "nodev", "noexec"}}
 			}
 		}
 	}

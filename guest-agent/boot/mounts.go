@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -115,16 +114,6 @@ func LoopbackUp() error {
 		return fmt.Errorf("loopback: SIOCSIFFLAGS: %w", err)
 	}
 	return nil
-}
-
-// maxFiles is the limit of open files that the agent has and containers inherit
-// when their specification sets none; the kernel gives PID 1 only 4096.
-const maxFiles = 1 << 20
-
-// RaiseFileLimit lifts the kernel's modest limit for PID 1.
-func RaiseFileLimit() error {
-	// syscall, not unix: the runtime then knows that children keep this limit.
-	return syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: maxFiles, Max: maxFiles})
 }
 
 // HasShare says whether the machine has a virtio-fs device (virtio 1.3 §5.11: id 26).

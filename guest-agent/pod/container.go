@@ -65,6 +65,7 @@ type Container struct {
 
 	mu    sync.Mutex
 	state State                              // guarded by mu
+	begun bool                               // guarded by mu; Start was called
 	init  *Process                           // set before the container is published
 	execs map[string]*Process                // guarded by mu; nil value: being launched
 	give  map[string]context.CancelCauseFunc // guarded by mu; gives up the launch of an exec
@@ -137,12 +138,16 @@ func (c *Container) become(s State) {
 // Start lets the init run its program.
 func (c *Container) Start(ctx context.Context) error {
 	if err := c.expect(Created); err != nil {
-		return err
+		return c.endedEarly(err)
 	}
 	// Before the program runs: it may end before Start returns.
+	c.mu.Lock()
+	c.begun = true
+	c.mu.Unlock()
 	c.become(Running)
 	if err := c.pod.cfg.Engine.Start(ctx, c.ID, c.poststart); err != nil {
 		c.mu.Lock()
+		c.begun = false
 		if c.state == Running {
 			c.state = Created
 		}
@@ -150,6 +155,21 @@ func (c *Container) Start(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// endedEarly says how a container ended that was never started, else it is err.
+func (c *Container) endedEarly(err error) error {
+	c.mu.Lock()
+	begun := c.begun
+	c.mu.Unlock()
+	if begun || !c.init.exited() {
+		return err
+	}
+	why := ""
+	if st := c.init.status; st.Signaled && st.Code == 128+int(unix.SIGKILL) {
+		why = ", which is also what becomes of it when its memory limit is too low for a start"
+	}
+	return fault.New(fault.FailedPrecondition, "container %s ended with status %d before it was started%s", c.ID, c.init.status.Code, why)
 }
 
 // Exec runs one more process, under the name execID.
@@ -192,6 +212,7 @@ func (c *Container) execAs(ctx context.Context, execID, name string, spec *specs
 	if err != nil {
 		return nil, err
 	}
+	addHome(spec, fmt.Sprintf("/proc/%d/root", c.init.PID()), "/etc/passwd")
 	ep, err := c.launch(ctx, engine.Exec{ID: c.ID, Bundle: c.bundle, Name: name, Spec: spec, Stdio: set.Child()})
 	if err != nil {
 		set.Abort()

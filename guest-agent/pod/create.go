@@ -117,6 +117,8 @@ func (p *Pod) create(ctx context.Context, req *agentpb.CreateContainerRequest, s
 	if err := c.enterShare(protocols.GuestSharedDir, spec); err != nil {
 		return nil, err
 	}
+	root, passwd := passwdOf(spec)
+	addHome(spec.Process, root, passwd)
 	place, err := p.placement(ctx, spec, req.SandboxPidns)
 	if err != nil {
 		return nil, err

@@ -85,7 +85,7 @@ func (s *Service) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, in
 	ms := float64(time.Since(start).Microseconds()) / 1000
 	if err != nil {
 		level := slog.LevelWarn
-		if errors.Is(ctx.Err(), context.Canceled) { // nobody waits for it any more
+		if errors.Is(ctx.Err(), context.Canceled) || errors.Is(err, errWatchOver) { // nobody waits for it any more
 			level = slog.LevelDebug
 		}
 		s.Log.Log(ctx, level, "call failed", agentlog.KeyMethod, info.FullMethod, agentlog.KeyError, err.Error(), agentlog.KeyDuration, ms)

@@ -24,6 +24,10 @@ import (
 // (inotify(7): removing a name changes the inode's attributes).
 const writtenEvents = unix.IN_MODIFY | unix.IN_CLOSE_WRITE | unix.IN_ATTRIB
 
+// errWatchOver ends a call that waits for changes of a file that is gone now, with
+// its pod or its volume: an answer that the host expects, and nobody's failure.
+var errWatchOver = errors.New("nothing more will be written")
+
 // Written tells what containers have written into a file that Sync made. It
 // compares contents, so nothing is lost between two calls, and what the host has
 // sent itself is no news.
@@ -48,6 +52,9 @@ func (s *Service) Written(ctx context.Context, req *agentpb.WrittenRequest) (*ag
 	buf := make([]byte, 4096)
 	for { // looked for after the watch is there, so that no change falls in between
 		resp, err := look()
+		if fault.KindOf(err) == fault.NotFound {
+			return nil, fmt.Errorf("%w: %w", err, errWatchOver)
+		}
 		if err != nil || resp.Changed {
 			return resp, err
 		}

@@ -78,7 +78,7 @@ func TestWritten(t *testing.T) {
 	if err := syncTo(s, &agentpb.SyncFilesRequest{Volume: "v", Removals: []string{"."}}); err != nil {
 		t.Fatal(err)
 	}
-	if a := <-gone; fault.KindOf(a.err) != fault.NotFound {
+	if a := <-gone; fault.KindOf(a.err) != fault.NotFound || !errors.Is(a.err, errWatchOver) {
 		t.Errorf("a volume that has gone: %+v", a)
 	}
 	for _, r := range []*agentpb.WrittenRequest{{Volume: "..", Path: "file"}, {Volume: "v/x", Path: "file"}, {Volume: "v", Path: "../x"}, {Volume: "v", Path: "/file"}} {

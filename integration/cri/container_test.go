@@ -192,6 +192,18 @@ func testUsers(p *pod) {
 	if got := p.output(config); !strings.HasPrefix(got, "1000\n") || !strings.Contains(got, "1000     1000") {
 		p.Errorf("by name: %q", got)
 	}
+	// A user whom the image does not know, as some platforms give to every project.
+	config = p.containerConfig("sleep", "1000")
+	config.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 4242}
+	config.Envs = []*runtimeapi.KeyValue{{Key: "HOME"}}
+	c := p.start(config)
+	if got := c.shell("echo $HOME; tr '\\0' '\\n' </proc/1/environ | grep HOME"); got != "/\nHOME=/" {
+		p.Errorf("home of an unknown user: %q", got)
+	}
+	// What the kernel makes of the memory that a machine begins with bounds no container.
+	if got := c.shell("ulimit -u; cat /proc/sys/kernel/threads-max /proc/sys/fs/file-max"); got != "unlimited\n4194304\n9223372036854775807" {
+		p.Errorf("limits of processes, threads and open files: %q", got)
+	}
 }
 
 // testInitSequence: containers that run one after the other, as a pod's init

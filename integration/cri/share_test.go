@@ -94,6 +94,9 @@ func testShm(p *pod) {
 	if got := two.shell("df -k /dev/shm | awk 'NR==2{print $2}'; stat -c %a /dev/shm"); got != "65536\n1777" {
 		p.Errorf("size in KiB and mode: %q", got)
 	}
+	if got := two.shell("awk '$2==\"/dev/shm\"{print $4}' /proc/mounts"); !strings.HasPrefix(got, "rw,nosuid,nodev,noexec,") {
+		p.Errorf("mounted with %q", got)
+	}
 }
 
 func testSysctls(p *pod) {
