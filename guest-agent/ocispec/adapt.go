@@ -42,10 +42,12 @@ func IsPause(s *specs.Spec) bool {
 	return s.Annotations[annotationKataType] == "pod_sandbox" || s.Annotations[annotationCRIType] == "sandbox"
 }
 
-// MayFilter says whether the container's programs may set rules of the packet
-// filter, for which the kernel may need modules.
-func MayFilter(s *specs.Spec) bool {
-	return s.Process != nil && s.Process.Capabilities != nil && slices.Contains(s.Process.Capabilities.Bounding, "CAP_NET_ADMIN")
+// MayNeedModules says whether the container's programs may set rules of the packet
+// filter or mount file systems, for which the kernel may need modules.
+func MayNeedModules(s *specs.Spec) bool {
+	return s.Process != nil && s.Process.Capabilities != nil && slices.ContainsFunc(s.Process.Capabilities.Bounding, func(c string) bool {
+		return c == "CAP_NET_ADMIN" || c == "CAP_SYS_ADMIN"
+	})
 }
 
 // Wants says whether s lists a namespace of type t without a path, that is a new

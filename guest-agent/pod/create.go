@@ -117,6 +117,9 @@ func (p *Pod) create(ctx context.Context, req *agentpb.CreateContainerRequest, s
 	if err := c.enterShare(protocols.GuestSharedDir, spec); err != nil {
 		return nil, err
 	}
+	if err := prepareTargets(spec); err != nil {
+		return nil, err
+	}
 	root, passwd := passwdOf(spec)
 	addHome(spec.Process, root, passwd)
 	place, err := p.placement(ctx, spec, req.SandboxPidns)
@@ -128,7 +131,7 @@ func (p *Pod) create(ctx context.Context, req *agentpb.CreateContainerRequest, s
 	if err := p.setSysctls(sysctls); err != nil {
 		return nil, err
 	}
-	if ocispec.MayFilter(spec) {
+	if ocispec.MayNeedModules(spec) {
 		if err := p.cfg.Modules.OnDemand(); err != nil {
 			return nil, err
 		}

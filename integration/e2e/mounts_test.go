@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -117,6 +118,35 @@ func testShm(b *box) {
 	}
 	if r := b.runSpec("shm", shared); r.Code != 0 || !strings.Contains(r.Stdout, "tmpfs") || !strings.HasSuffix(r.Stdout, "x\n") {
 		b.Errorf("the pod's: %+v", r)
+	}
+}
+
+// testMountPoints: a mount reaches its place through links of the image that lead to
+// nothing, also into a tmpfs; directories are made as on any host, a tmpfs has the
+// mode of what it covers, and what is mounted in the container may need a module.
+func testMountPoints(b *box) {
+	root, dir := b.TempDir(), b.TempDir()
+	if err := errors.Join(os.CopyFS(root, os.DirFS(rootfs(b.T))), os.Chmod(filepath.Join(root, "root"), 0o700),
+		os.RemoveAll(filepath.Join(root, "etc", "resolv.conf")), // of another test
+		os.Symlink("../run/systemd/resolve/stub-resolv.conf", filepath.Join(root, "etc", "resolv.conf")),
+		os.Symlink("../../../nowhere/at/all", filepath.Join(root, "dangling"))); err != nil {
+		b.Fatal(err)
+	}
+	writeFile(b.T, "there\n", dir, "file")
+	s := script(b.T, `cat /etc/resolv.conf /run/systemd/resolve/stub-resolv.conf /dangling/file /nowhere/at/all/file /made/up/file
+		stat -c '%a %n' /root /made /made/up
+		mkdir /run/l /run/u /run/w && mount -t overlay overlay -o lowerdir=/run/l,upperdir=/run/u,workdir=/run/w /mnt && echo x >/mnt/x && cat /run/u/x`).
+		mount("bind", writeFile(b.T, "nameserver 192.0.2.1\n", dir, "resolv.conf"), "/etc/resolv.conf", "rbind", "ro").
+		mount("bind", dir, "/dangling", "rbind", "ro").
+		mount("bind", filepath.Join(dir, "file"), "/made/up/file", "rbind", "ro").
+		mount("tmpfs", "tmpfs", "/root", "nosuid")
+	s.Root.Path = root
+	for _, set := range []*[]string{&s.Process.Capabilities.Bounding, &s.Process.Capabilities.Effective, &s.Process.Capabilities.Permitted} {
+		*set = append(*set, "CAP_SYS_ADMIN")
+	}
+	want := "nameserver 192.0.2.1\nnameserver 192.0.2.1\nthere\nthere\nthere\n700 /root\n755 /made\n755 /made/up\nx\n"
+	if r := b.runSpec("points", s); r.Code != 0 || r.Stdout != want {
+		b.Errorf("got %+v, want %q", r, want)
 	}
 }
 

@@ -40,6 +40,7 @@ func TestPod(t *testing.T) {
 		{"Group", testGroup},
 		{"Mounts", testMounts},
 		{"FileMounts", testFileMounts},
+		{"MountPoints", testMountPoints},
 		{"RemovedRoot", testRemovedRoot},
 		{"SameName", testSameName},
 		{"RecursiveReadOnly", testRecursiveReadOnly},
