@@ -32,7 +32,6 @@ import (
 	"github.com/kata-v2/kata/guest-agent/storage"
 	"github.com/kata-v2/kata/guest-agent/streams"
 	"github.com/kata-v2/kata/guest-agent/vsocket"
-	"github.com/kata-v2/kata/internal/channel"
 	"github.com/kata-v2/kata/internal/guestsched"
 	"github.com/kata-v2/kata/protocols"
 )
@@ -246,12 +245,7 @@ func (a *agent) ready(ctx context.Context, failed chan<- error) {
 // openChannel serves hosts, in the machine that is saved and in each that
 // is restored from it.
 func (a *agent) openChannel(ctx context.Context, failed chan<- error) {
-	err := a.serial.Serve(ctx, a.finder, a.params.Channel, func(h channel.Hello) error {
-		begin := time.Now()
-		err := identity.Assume(h)
-		a.log.Info("identity assumed", agentlog.KeyDuration, float64(time.Since(begin).Microseconds())/1000)
-		return err
-	})
+	err := a.serial.Serve(ctx, a.finder, a.params.Channel, identity.Assume)
 	if err != nil {
 		failed <- err
 	}

@@ -16,7 +16,7 @@ import (
 	"github.com/kata-v2/kata/protocols/agentpb"
 )
 
-// firstMessages are what a pod's start sends and answers.
+// firstMessages are what a pod's start sends and answers, and what every pod is asked while it runs and as it ends.
 var firstMessages = []proto.Message{
 	&ttrpc.Request{}, &ttrpc.Response{}, &emptypb.Empty{},
 	&agentpb.CreateSandboxRequest{}, &agentpb.UpdateInterfaceRequest{}, &agentpb.UpdateRoutesRequest{}, &agentpb.AddARPNeighborsRequest{},
@@ -24,6 +24,8 @@ var firstMessages = []proto.Message{
 	&agentpb.CreateContainerRequest{}, &agentpb.ProcessMade{}, &agentpb.StartContainerRequest{}, &agentpb.WaitProcessRequest{},
 	&agentpb.WaitProcessResponse{}, &agentpb.ExecProcessRequest{}, &agentpb.SignalProcessRequest{}, &agentpb.RemoveContainerRequest{},
 	&agentpb.Routes{}, &agentpb.DestroySandboxRequest{},
+	&agentpb.WrittenRequest{}, &agentpb.WrittenResponse{}, &agentpb.GetOOMEventRequest{}, &agentpb.OOMEvent{},
+	&agentpb.StatsContainerRequest{}, &agentpb.StatsContainerResponse{},
 }
 
 // warm makes the encoders and decoders that a pod's start needs: protobuf's of its
