@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -227,8 +228,12 @@ func (s *Sandbox) recordProcess(m *machine, name string, pid int) error {
 
 // createInGuest makes the pod known to the agent.
 func (s *Sandbox) createInGuest(ctx context.Context, m *machine, pod PodConfig) error {
+	name := pod.Hostname
+	if name == "" { // what a new namespace on the host would begin with
+		name, _ = os.Hostname()
+	}
 	req := &agentpb.CreateSandboxRequest{
-		Hostname:      pod.Hostname,
+		Hostname:      name,
 		Dns:           pod.DNS,
 		GuestHookPath: s.o.Config.QEMU.GuestHookPath,
 		SandboxId:     s.o.ID,

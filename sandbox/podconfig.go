@@ -25,7 +25,7 @@ type PodConfig struct {
 	// Networked says that the caller has made a network in NetNSPath: a namespace
 	// without a device is a mistake then.
 	Networked bool
-	// Hostname is the guest's; empty keeps the image's.
+	// Hostname is the guest's; empty: the host's.
 	Hostname string
 	// DNS are lines of the guest's resolv.conf.
 	DNS []string

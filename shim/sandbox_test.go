@@ -236,6 +236,9 @@ func TestPodConfig(t *testing.T) {
 		},
 	}
 	r := &sandboxpb.CreateSandboxRequest{NetnsPath: "/run/ns", Annotations: map[string]string{"b": "request"}}
+	if p, err := podConfig(r, &cripb.PodSandboxConfig{}, "/files"); err != nil || !p.SharePID {
+		t.Errorf("one PID namespace is what the CRI means by nothing: %+v, %v", p, err)
+	}
 	if p, err := podConfig(r, c, "/files"); err != nil || p.Networked {
 		t.Errorf("not by the CRI: networked %t, %v", p.Networked, err)
 	}

@@ -74,7 +74,7 @@ func podConfig(r *sandboxpb.CreateSandboxRequest, c *cripb.PodSandboxConfig, fil
 		NetNSPath:    r.NetnsPath,
 		Networked:    r.GetOptions().GetTypeUrl() != "", // by the CRI, which makes the network first
 		Hostname:     c.GetHostname(),
-		SharePID:     ns != nil && ns.GetPid() == cripb.NamespaceMode_POD,
+		SharePID:     ns.GetPid() == cripb.NamespaceMode_POD, // also of who says nothing: it is the CRI's default
 		ShmBytes:     defaultShmBytes,
 		Sysctls:      maps.Clone(defaultSysctls),
 		Resources:    ociResources(linux.GetResources()),

@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
+	grpcstatus "google.golang.org/grpc/status"
 )
 
 // The Task services; the two versions differ in name only (containerd api/runtime/task).
@@ -25,7 +26,9 @@ func method[Req, Resp any](f func(context.Context, *Req) (*Resp, error)) ttrpc.M
 		}
 		resp, err := f(ctx, req)
 		if err != nil {
-			return nil, errgrpc.ToGRPC(err)
+			// The code is all that a class needs. In the details that ToGRPC adds, a client finds
+			// the class of each error that was joined, and writes it behind the text once more.
+			return nil, grpcstatus.Error(grpcstatus.Code(errgrpc.ToGRPC(err)), err.Error())
 		}
 		return resp, nil
 	}

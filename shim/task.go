@@ -214,11 +214,7 @@ func (s *service) Delete(ctx context.Context, r *taskpb.DeleteRequest) (*taskpb.
 			ContainerID: r.Id, ID: r.Id, Pid: t.pid, ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At),
 		})
 	}
-	resp := &taskpb.DeleteResponse{Pid: t.pid, ExitStatus: e.Status}
-	if !e.At.IsZero() {
-		resp.ExitedAt = timestamppb.New(e.At)
-	}
-	return resp, nil
+	return &taskpb.DeleteResponse{Pid: t.pid, ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At)}, nil
 }
 
 // State describes a process without asking the guest.
@@ -231,9 +227,9 @@ func (s *service) State(_ context.Context, r *taskpb.StateRequest) (*taskpb.Stat
 		Id: r.Id, ExecId: r.ExecId, Bundle: t.bundle, Pid: t.pid, Status: status(p.p.State()),
 		Stdin: p.paths.stdin, Stdout: p.paths.stdout, Stderr: p.paths.stderr, Terminal: p.paths.terminal,
 	}
-	if e := p.p.Exit(); !e.At.IsZero() {
-		resp.ExitStatus, resp.ExitedAt = e.Status, timestamppb.New(e.At)
-	}
+	// Without an end it is Go's zero time, as of runc's shim: a client asks for that, and would read 1970 of no time.
+	e := p.p.Exit()
+	resp.ExitStatus, resp.ExitedAt = e.Status, timestamppb.New(e.At)
 	return resp, nil
 }
 

@@ -83,7 +83,7 @@ func TestLifeOfATask(t *testing.T) {
 		t.Errorf("the task's pid %d: %v", c.Pid, err)
 	}
 	s := p.state("c1", "")
-	if s.Status != tasktypes.Status_CREATED || s.Bundle != bundle || s.Pid != c.Pid || s.Stdin != paths.stdin || s.Stdout != paths.stdout || s.ExitedAt != nil {
+	if s.Status != tasktypes.Status_CREATED || s.Bundle != bundle || s.Pid != c.Pid || s.Stdin != paths.stdin || s.Stdout != paths.stdout || !s.ExitedAt.AsTime().IsZero() {
 		t.Errorf("state %v", s)
 	}
 	p.start("c1", "")

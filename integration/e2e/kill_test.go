@@ -100,7 +100,7 @@ func testKillExec(b *box) {
 	if w, err := s.Wait(ctx, &task.WaitRequest{ID: podID, ExecID: x}); err != nil || w.ExitStatus != 128+15 {
 		b.Errorf("the first exec: %v, %v; want status 143", w, err)
 	}
-	if st, err := s.State(ctx, &task.StateRequest{ID: podID, ExecID: y}); err != nil || st.ExitedAt != nil {
+	if st, err := s.State(ctx, &task.StateRequest{ID: podID, ExecID: y}); err != nil || !st.ExitedAt.AsTime().IsZero() {
 		b.Errorf("the second exec: %v, %v; want it running", st, err)
 	}
 	b.ok("tasks", "kill", "--exec-id", y, "--signal", "KILL", podID)

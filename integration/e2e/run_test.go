@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -12,8 +13,13 @@ import (
 // TestRun: a container in a machine of its own, its streams apart, its status passed on.
 func TestRun(t *testing.T) {
 	b := newBox(t)
-	r := b.run("run", nil, "sh", "-c", "echo out; echo err >&2; exit 7")
-	b.want(r, 7, "out\n")
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Without a name of its own it has the host's, as in a new namespace of the host.
+	r := b.run("run", nil, "sh", "-c", "echo out; hostname; echo err >&2; exit 7")
+	b.want(r, 7, "out\n"+host+"\n")
 	if r.Stderr != "err\n" {
 		t.Errorf("stderr is %q, want %q", r.Stderr, "err\n")
 	}
