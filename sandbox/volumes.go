@@ -188,13 +188,12 @@ func (c *Container) syncVolumes(share *storage.Share) error {
 func (c *Container) shareVolumes(share *storage.Share) error {
 	for _, i := range c.shared {
 		m := c.spec.Mounts[i]
-		var err error
+		how := bindOptions(m)
 		if volumePlugin(m.Source) == emptyDirPlugin {
-			c.sources[i], err = share.BindPod(c.id, m.Source) // the guest makes a read-only mount read-only
-		} else {
-			c.sources[i], err = share.Bind(c.id, i, m.Source, bindOptions(m))
+			how = storage.BindOptions{Recursive: true} // for all; the guest makes a read-only mount read-only
 		}
-		if err != nil {
+		var err error
+		if c.sources[i], err = share.BindPod(c.id, m.Source, how); err != nil {
 			return mountError(i, m, err)
 		}
 	}

@@ -61,11 +61,12 @@ type Pod struct {
 	oom chan string
 
 	mu         sync.Mutex
-	active     bool                  // guarded by mu; CreateSandbox succeeded
-	containers map[string]*Container // guarded by mu; nil value: being created
-	hooks      specs.Hooks           // guarded by mu; of guest_hook_path
-	pidns      *pidns                // guarded by mu; the shared one
-	stale      map[string]string     // guarded by mu; names that containers have left → the share they are in
+	active     bool                   // guarded by mu; CreateSandbox succeeded
+	containers map[string]*Container  // guarded by mu; nil value: being created
+	hooks      specs.Hooks            // guarded by mu; of guest_hook_path
+	pidns      *pidns                 // guarded by mu; the shared one
+	shared     map[string]*sharedName // guarded by mu; names in the share that containers use
+	stale      map[string]string      // guarded by mu; names that containers have left → the share they are in
 }
 
 // maxOOMEvents bounds what is kept while nobody asks for OOM events.

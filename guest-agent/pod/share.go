@@ -13,15 +13,13 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
-
-	"github.com/kata-v2/kata/protocols"
 )
 
 // shareUse is what a container has of the share.
 type shareUse struct {
 	mu      sync.Mutex
 	dir     string   // guarded by mu; the share, empty when nothing of it is used
-	entered []string // guarded by mu; what leaveShare leaves: names that are this container's alone
+	entered []string // guarded by mu; what leaveShare leaves, each name with Pod.use
 	mounts  *os.File // guarded by mu; the container's mount namespace
 }
 
@@ -35,18 +33,16 @@ type shareUse struct {
 func (c *Container) enterShare(share string, spec *specs.Spec) error {
 	c.share.mu.Lock()
 	defer c.share.mu.Unlock()
-	own, pods := share+"/", share+"/"+protocols.PodSharePrefix
 	enter := func(what, name string) error {
-		if !strings.HasPrefix(name, own) {
+		if !strings.HasPrefix(name, share+"/") {
 			return nil
 		}
+		c.share.dir = share
+		c.pod.use(name)
+		c.share.entered = append(c.share.entered, name)
 		err := unix.Stat(name+"/.", new(unix.Stat_t))
 		if err != nil && !errors.Is(err, unix.ENOTDIR) { // a file has no instance
 			return fmt.Errorf("%s: %w", what, &os.PathError{Op: "stat", Path: name, Err: err})
-		}
-		c.share.dir = share
-		if !strings.HasPrefix(name, pods) {
-			c.share.entered = append(c.share.entered, name)
 		}
 		return nil
 	}
@@ -80,7 +76,7 @@ func (c *Container) holdMounts(pid int) error {
 	return err
 }
 
-// leaveShare ends the file system instances that only this container has used; its
+// leaveShare ends the file system instances that only this container still uses; its
 // processes are gone. An instance that ends while one of its files is being
 // released is a BUG of the kernel ("Busy inodes after unmount", fs/super.c), and a
 // file that is closed while it is read ahead is released by a later message. The
@@ -101,14 +97,64 @@ func (c *Container) leaveShare() error {
 		errs = append(errs, c.share.mounts.Close())
 	}
 	for _, name := range c.share.entered {
-		// EINVAL: the host has no mount there, and so there is no instance.
-		if err := unix.Unmount(name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, &os.PathError{Op: "umount", Path: name, Err: err})
-		}
+		errs = append(errs, c.pod.leave(c.share.dir, name))
 	}
-	c.pod.left(c.share.dir, c.share.entered)
 	c.share.dir, c.share.entered, c.share.mounts = "", nil, nil
 	return errors.Join(errs...)
+}
+
+// sharedName is a name in the share that containers use.
+type sharedName struct {
+	users int
+	left  chan struct{} // once users is 0; closed when the name has been left
+}
+
+// use counts a user of a name in the share; it waits for one that is being left.
+func (p *Pod) use(name string) {
+	for {
+		p.mu.Lock()
+		n := p.shared[name]
+		if n == nil || n.users > 0 {
+			if n == nil {
+				n = &sharedName{}
+				if p.shared == nil {
+					p.shared = map[string]*sharedName{}
+				}
+				p.shared[name] = n
+			}
+			n.users++
+			p.mu.Unlock()
+			return
+		}
+		p.mu.Unlock()
+		<-n.left
+	}
+}
+
+// leave counts a user less; with the last one the file system instance ends.
+func (p *Pod) leave(share, name string) error {
+	p.mu.Lock()
+	n := p.shared[name]
+	n.users--
+	last := n.users == 0
+	if last {
+		n.left = make(chan struct{})
+	}
+	p.mu.Unlock()
+	if !last {
+		return nil
+	}
+	// EINVAL: the host has no mount there, and so there is no instance.
+	err := unix.Unmount(name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	p.left(share, []string{name})
+	p.mu.Lock()
+	delete(p.shared, name)
+	p.mu.Unlock()
+	close(n.left)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "umount", Path: name, Err: err}
+	}
+	return nil
 }
 
 // left notes names in the share that no container uses any more.

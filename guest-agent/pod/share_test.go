@@ -14,8 +14,8 @@ import (
 	"github.com/kata-v2/kata/protocols"
 )
 
-// What a container alone uses of the share is left with it; what the pod's
-// containers use together, files, and what is not of the share stay.
+// What a container uses of the share is left with its last user; what is not of the
+// share stays.
 func TestLeaveShare(t *testing.T) {
 	share, elsewhere := t.TempDir(), t.TempDir()
 	root, pods := filepath.Join(share, "c1", "rootfs"), filepath.Join(share, protocols.PodSharePrefix+"1")
@@ -50,7 +50,11 @@ func TestLeaveShare(t *testing.T) {
 	if err := c.enterShare(share, spec); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{root, plain, file}; !slices.Equal(c.share.entered, want) {
+	other := &Container{pod: c.pod}
+	if err := other.enterShare(share, &specs.Spec{Mounts: spec.Mounts[:1]}); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{root, pods, plain, file}; !slices.Equal(c.share.entered, want) {
 		t.Errorf("entered %q, want %q", c.share.entered, want)
 	}
 	if err := c.holdMounts(os.Getpid()); err != nil || c.share.mounts == nil {
@@ -67,6 +71,12 @@ func TestLeaveShare(t *testing.T) {
 		}
 	}
 
+	if err := other.leaveShare(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(inside(pods)); err == nil || len(c.pod.shared) > 0 {
+		t.Errorf("after its last user %s is mounted: %v; in use are %v", pods, err, c.pod.shared)
+	}
 	if _, left := c.pod.stale[root]; !left || c.share.mounts != nil {
 		t.Errorf("left are %q, the mount namespace is held by %v", c.pod.stale, c.share.mounts)
 	}

@@ -47,6 +47,7 @@ func TestPod(t *testing.T) {
 		{"SyncedVolumes", testSyncedVolumes},
 		{"WrittenFiles", testWrittenFiles},
 		{"PodVolumes", testPodVolumes},
+		{"SharedVolume", testSharedVolume},
 		{"GroupDirectory", testGroupDirectory},
 		{"Propagation", testPropagation},
 		{"DirectVolume", testDirectVolume},

@@ -32,7 +32,7 @@ type Share struct {
 	mounting sync.WaitGroup // Rootfs and Bind under way; Add only while mu is held and closed is false
 
 	mu       sync.Mutex
-	pod      map[string]*podVolume    // guarded by mu; by source
+	pod      map[podKey]*podVolume    // guarded by mu
 	podOf    map[string][]*podVolume  // guarded by mu; container id → those it uses
 	pods     int                      // guarded by mu; how many BindPod has made
 	entries  map[string][]string      // guarded by mu; container id → mount points or files, oldest first
@@ -59,7 +59,7 @@ func NewShare(dir string, host *os.File, log *slog.Logger) (*Share, error) {
 		return nil, fmt.Errorf("share: make %s shared (it needs Linux 5.12): %w", dir, err)
 	}
 	s := &Share{
-		dir: dir, host: hostMounts{ns: host}, pod: map[string]*podVolume{}, podOf: map[string][]*podVolume{}, entries: map[string][]string{},
+		dir: dir, host: hostMounts{ns: host}, pod: map[podKey]*podVolume{}, podOf: map[string][]*podVolume{}, entries: map[string][]string{},
 		names: map[string]string{}, named: map[string]int{}, removing: map[string]chan struct{}{},
 	}
 	s.synced = newSynced(&s.host, log)
@@ -165,53 +165,6 @@ func (s *Share) Bind(container string, index int, source string, o BindOptions) 
 	return filepath.Join(protocols.GuestSharedDir, name), nil
 }
 
-// podVolume is a directory that containers of the pod share with each other.
-type podVolume struct {
-	source string
-	id     string                 // in the place of a container's
-	bind   func() (string, error) // once
-	users  int                    // guarded by Share.mu
-}
-
-// BindPod is Bind for a directory that belongs to the pod. It appears once and
-// writable, whichever containers mount it: so they see the same files by the same
-// inodes, without which a socket that one listens on is none for the other.
-func (s *Share) BindPod(container, source string) (string, error) {
-	s.mu.Lock()
-	v := s.pod[source]
-	if v == nil {
-		v = &podVolume{source: source, id: protocols.PodSharePrefix + strconv.Itoa(s.pods)}
-		v.bind = sync.OnceValues(func() (string, error) { return s.Bind(v.id, 0, source, BindOptions{Recursive: true}) })
-		s.pod[source] = v
-		s.pods++
-	}
-	v.users++
-	s.mu.Unlock()
-	path, err := v.bind()
-	if err != nil {
-		return "", errors.Join(err, s.drop(v))
-	}
-	s.mu.Lock()
-	s.podOf[container] = append(s.podOf[container], v)
-	s.mu.Unlock()
-	return path, nil
-}
-
-// drop takes one user of a pod's volume away; it goes with the last one.
-func (s *Share) drop(v *podVolume) error {
-	s.mu.Lock()
-	v.users--
-	last := v.users == 0
-	if last && s.pod[v.source] == v {
-		delete(s.pod, v.source)
-	}
-	s.mu.Unlock()
-	if !last {
-		return nil
-	}
-	return s.Remove(v.id)
-}
-
 // kinds are the types of files that a share cannot carry.
 var kinds = map[uint32]string{unix.S_IFCHR: "character device", unix.S_IFBLK: "block device", unix.S_IFIFO: "FIFO"}
 
@@ -265,11 +218,11 @@ func (s *Share) note(container, target string) {
 	s.entries[container] = append(s.entries[container], target)
 }
 
-// Holds tells whether the host has mounted something in the share for a container alone.
+// Holds tells whether the host has mounted something in the share for a container.
 func (s *Share) Holds(container string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.entries[container]) > 0
+	return len(s.entries[container]) > 0 || len(s.podOf[container]) > 0
 }
 
 // Remove takes everything of a container out of the share; it is idempotent. Of

@@ -305,34 +305,56 @@ func TestBind(t *testing.T) {
 	}
 }
 
-// A directory of the pod is in the share once, until its last user has gone.
+// What containers mount in the same way is in the share once, until its last user has
+// gone; what they mount in another way, or what has been replaced, is another.
 func TestBindPod(t *testing.T) {
 	s := newShare(t)
 	src := t.TempDir()
-	first, err := s.BindPod("c1", src)
-	must(t, err)
+	bind := func(container, source string, how BindOptions) string {
+		t.Helper()
+		path, err := s.BindPod(container, source, how)
+		must(t, err)
+		return path
+	}
+	first := bind("c1", src, BindOptions{Recursive: true})
 	write(t, s.onHost(t, first)+"/file", "x")
-	again, err := s.BindPod("c2", src)
-	must(t, err)
-	other, err := s.BindPod("c1", t.TempDir())
-	must(t, err)
-	if again != first || other == first {
-		t.Errorf("%s, again %s, another directory %s", first, again, other)
+	again := bind("c2", src, BindOptions{Recursive: true})
+	if again != first || !s.Holds("c2") {
+		t.Errorf("%s, again %s, held %v", first, again, s.Holds("c2"))
+	}
+	for path, what := range map[string]string{
+		bind("c1", t.TempDir(), BindOptions{Recursive: true}):         "another directory",
+		bind("c1", src, BindOptions{Recursive: true, Private: true}):  "private",
+		bind("c1", src, BindOptions{Recursive: true, ReadOnly: true}): "read-only",
+		bind("c1", src, BindOptions{}):                                "not recursive",
+		bind("c1", src+"/file", BindOptions{Recursive: true}):         "a file in it",
+	} {
+		if path == first {
+			t.Errorf("%s: %s, want one of its own", what, path)
+		}
 	}
 	must(t, s.Remove("c1"))
 	if got := read(t, s.onHost(t, again)+"/file"); got != "x" {
 		t.Errorf("after the first container: %q", got)
 	}
+	must(t, os.Rename(src, src+".was"))
+	must(t, os.MkdirAll(src+"/a b", 0o755))
+	fresh := bind("c3", src, BindOptions{Recursive: true})
+	must(t, unix.Mount("tmpfs", src+"/a b", "tmpfs", 0, ""))
+	t.Cleanup(func() { unix.Unmount(src+"/a b", unix.MNT_DETACH) })
+	below := bind("c3", src, BindOptions{Recursive: true})
+	if fresh == first || below == fresh || bind("c3", src, BindOptions{Recursive: true}) != below {
+		t.Errorf("first %s, replaced %s, with a mount below %s", first, fresh, below)
+	}
+	must(t, s.Remove("c3"))
 	must(t, s.Remove("c2"))
 	s.noContainer(t, protocols.PodSharePrefix)
 	missing := t.TempDir() + "/later"
-	if _, err := s.BindPod("c3", missing); !errors.Is(err, os.ErrNotExist) {
+	if _, err := s.BindPod("c3", missing, BindOptions{}); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), missing) {
 		t.Errorf("one that is missing: %v", err)
 	}
 	must(t, os.Mkdir(missing, 0o755))
-	if _, err := s.BindPod("c3", missing); err != nil {
-		t.Errorf("once it is there: %v", err)
-	}
+	bind("c3", missing, BindOptions{})
 }
 
 func TestBindRefuses(t *testing.T) {
