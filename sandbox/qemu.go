@@ -32,12 +32,23 @@ func NewQEMU(c *config.Config, log *slog.Logger) hypervisor.Hypervisor {
 }
 
 func newQEMU(c *config.Config, log *slog.Logger) *configuredQEMU {
-	h := &configuredQEMU{c: c, log: log}
-	h.choose = sync.OnceValues(func() (accelerator, error) {
-		name, reason, err := kvmprobe.ChooseAccelerator(context.Background(), c.QEMU.Accelerator)
+	return &configuredQEMU{c: c, log: log, choose: proofs.of(c.QEMU.Accelerator, kvmprobe.ChooseAccelerator)}
+}
+
+// proofs are this process's, which serves one pod: a pod of the Sandbox API brings its
+// configuration when the daemon has begun to prove KVM for its own.
+var proofs choices
+
+// choices are what machines run on, by the configured accelerator.
+type choices struct{ byMode sync.Map }
+
+// of returns the choice for a mode, which is made by the first that calls it. It is the same for all.
+func (c *choices) of(mode string, choose func(ctx context.Context, mode string) (name, reason string, err error)) func() (accelerator, error) {
+	f, _ := c.byMode.LoadOrStore(mode, sync.OnceValues(func() (accelerator, error) {
+		name, reason, err := choose(context.Background(), mode)
 		return accelerator{name, reason}, err
-	})
-	return h
+	}))
+	return f.(func() (accelerator, error))
 }
 
 // accelerator is what a host's machines run on, and why.
@@ -46,7 +57,7 @@ type accelerator struct{ name, reason string }
 type configuredQEMU struct {
 	c      *config.Config
 	log    *slog.Logger
-	choose func() (accelerator, error) // once; it takes 2 s at most (kvmprobe)
+	choose func() (accelerator, error) // once in this process; it takes 2 s at most (kvmprobe)
 
 	accel  string               // chosen by the last Start
 	clones *template.Hypervisor // set by the first Start when templates are enabled
