@@ -243,7 +243,7 @@ func (c *Container) prepare(share *storage.Share, cc ContainerConfig, onDisks bo
 	if cc.Spec.Process.User.Umask != nil {
 		c.s.o.Log.Warn("process.user.umask has no effect: the guest protocol has no field for it", "container", c.id)
 	}
-	return guestSpec(keepFlags(cc.Spec, flagsAt), root, c.sources, !c.s.o.Config.Runtime.DisableGuestSeccomp), nil
+	return guestSpec(keepFlags(cc.Spec, share.Flags), root, c.sources, !c.s.o.Config.Runtime.DisableGuestSeccomp), nil
 }
 
 // create makes the container in the guest, blocked until Start.

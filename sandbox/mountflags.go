@@ -16,15 +16,6 @@ var keptFlags = []struct {
 	on, off string
 }{{unix.MS_NOSUID, "nosuid", "suid"}, {unix.MS_NODEV, "nodev", "dev"}, {unix.MS_NOEXEC, "noexec", "exec"}}
 
-// flagsAt are the flags of the file system at path, none when it cannot be asked.
-func flagsAt(path string) int64 {
-	var st unix.Statfs_t
-	if unix.Statfs(path, &st) != nil {
-		return 0
-	}
-	return st.Flags
-}
-
 // keepFlags is a copy of spec in which the bind mounts of the host say by their options what
 // the host's mounts would have said by themselves: in the guest the source is
 // another file system. What a mount says itself stays.

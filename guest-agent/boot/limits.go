@@ -5,10 +5,8 @@ package boot
 import (
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
-	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -21,9 +19,7 @@ const (
 	// maxPending bounds the signals and timers that a user has queued; a host with 16 GiB has it by itself.
 	maxPending = 1 << 16
 	// maxTasks is the most that the kernel numbers (PID_MAX_LIMIT, include/linux/threads.h).
-	maxTasks = 1 << 22
-	// maxWatches is the most that the kernel sets by itself (fs/notify/inotify/inotify_user.c, inotify_user_setup).
-	maxWatches = 1 << 20
+	maxTasks = "4194304"
 )
 
 // RaiseLimits lifts what the kernel derives from the memory that it boots with for
@@ -37,25 +33,31 @@ func RaiseLimits() error {
 		unix.Setrlimit(unix.RLIMIT_SIGPENDING, &unix.Rlimit{Cur: maxPending, Max: maxPending}))
 }
 
-// machineLimits are parameters of the whole guest with the same flaw, which a
-// host's service manager raises as well. What is left as a bound is memory,
-// and a container's own cgroup.
-var machineLimits = []struct {
-	name  string
-	value int
-}{
+// machineLimits are parameters of the whole guest with the same flaw, of which a
+// host's service manager raises the first as well. What is left as a bound is memory,
+// and a container's own cgroup, which sockets' buffers count for. Those of TCP and UDP are
+// what the kernel gives 1 GiB and more, in pages where they count memory
+// (ip-sysctl.rst; net/ipv4/tcp.c, tcp_init).
+var machineLimits = []struct{ name, value string }{
 	{"kernel/pid_max", maxTasks}, // first: threads are numbered below it
 	{"kernel/threads-max", maxTasks},
-	{"fs/file-max", math.MaxInt64},
-	{"fs/inotify/max_user_watches", maxWatches},
+	{"fs/file-max", "9223372036854775807"},
+	{"fs/inotify/max_user_watches", "1048576"}, // the most that the kernel sets by itself
+	{"net/ipv4/tcp_mem", "12288 16384 24576"},
+	{"net/ipv4/udp_mem", "24576 32768 49152"},
+	{"net/ipv4/tcp_rmem", "4096 131072 6291456"},
+	{"net/ipv4/tcp_wmem", "4096 16384 4194304"},
+	{"net/ipv4/tcp_max_syn_backlog", "1024"},
+	{"net/ipv4/tcp_max_orphans", "16384"},
+	{"net/ipv4/tcp_max_tw_buckets", "16384"},
 }
 
 // RaiseMachineLimits writes machineLimits below dir, which is /proc/sys.
 func RaiseMachineLimits(dir string) error {
 	var errs []error
 	for _, l := range machineLimits {
-		if err := os.WriteFile(filepath.Join(dir, l.name), strconv.AppendInt(nil, int64(l.value), 10), 0); err != nil {
-			errs = append(errs, fmt.Errorf("sysctl %s=%d: %w", l.name, l.value, err))
+		if err := os.WriteFile(filepath.Join(dir, l.name), []byte(l.value), 0); err != nil {
+			errs = append(errs, fmt.Errorf("sysctl %s=%s: %w", l.name, l.value, err))
 		}
 	}
 	return errors.Join(errs...)

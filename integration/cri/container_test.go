@@ -201,8 +201,8 @@ func testUsers(p *pod) {
 		p.Errorf("home of an unknown user: %q", got)
 	}
 	// What the kernel makes of the memory that a machine begins with bounds no container.
-	if got := c.shell("ulimit -u; cat /proc/sys/kernel/threads-max /proc/sys/fs/file-max"); got != "unlimited\n4194304\n9223372036854775807" {
-		p.Errorf("limits of processes, threads and open files: %q", got)
+	if got := c.shell("ulimit -u; cat /proc/sys/kernel/threads-max /proc/sys/fs/file-max /proc/sys/net/ipv4/tcp_max_tw_buckets"); got != "unlimited\n4194304\n9223372036854775807\n16384" {
+		p.Errorf("limits of processes, threads, open files, closed connections: %q", got)
 	}
 }
 

@@ -37,6 +37,18 @@ func (h *hostMounts) do(f func() error) error {
 	return t.Do(f)
 }
 
+// Flags are those of the host's file system at path, as statfs(2) has them; none
+// when it cannot be asked.
+func (s *Share) Flags(path string) (flags int64) {
+	_ = s.host.do(func() error {
+		var st unix.Statfs_t
+		err := unix.Statfs(path, &st)
+		flags = st.Flags
+		return err
+	})
+	return flags
+}
+
 // tree copies the mount at source, with those below it if recursive, into a
 // detached tree that the caller owns by its descriptor (open_tree(2), Linux 5.2).
 func (h *hostMounts) tree(source string, recursive bool) (fd int, err error) {
