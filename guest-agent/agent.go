@@ -205,7 +205,7 @@ func (a *agent) service(ctx context.Context) (*rpc.Service, error) {
 		Network: network.Config{HotplugTimeout: a.params.HotplugTimeout, ByPCI: a.finder.NetByPCI},
 		Reaper:  a.reaper, Sink: a.sink, Log: a.log,
 		SharedDir: protocols.GuestSharedDir, SyncedDir: protocols.GuestSyncedDir, Streams: a.params.StdioPort != 0,
-		Started: func() { a.goRun(a.giveBack) },
+		Started: func() { a.goRun(a.giveBack) }, OneCPU: a.switchOn,
 	}, nil
 }
 
@@ -296,7 +296,7 @@ func (a *agent) prepare() {
 	a.phase("t_fs")
 	groups, err := a.groups()
 	if err == nil && a.serial != nil {
-		err = groups.PrepareDevices()
+		err = errors.Join(groups.PrepareDevices(), groups.HoldSwitches())
 	}
 	if err != nil {
 		a.log.Error("cgroups", agentlog.KeyError, err.Error())
@@ -306,6 +306,17 @@ func (a *agent) prepare() {
 		a.log.Error("OCI engine", agentlog.KeyError, err.Error())
 	}
 	a.phase("t_engine")
+}
+
+// switchOn has the kernel make the changes of its own code now that a pod's life
+// would bring later.
+func (a *agent) switchOn() error {
+	groups, err := a.groups()
+	if err == nil {
+		err = groups.HoldSwitches()
+	}
+	a.giveBack()
+	return err
 }
 
 // giveBack makes the kernel give memory that it does not use back to the host. It

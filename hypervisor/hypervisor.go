@@ -227,6 +227,9 @@ type Info struct {
 	PID int
 	// Accelerator in use, "kvm" or "tcg".
 	Accelerator string
+	// CPUs is how many vCPUs the guest begins with; it brings the others of
+	// Config.CPUs up when it is told to.
+	CPUs int
 	// Vsock is the backend in use, never VsockAuto.
 	Vsock VsockBackend
 	// NICs are the places in the guest of Config.NICs, as PlugNIC returns them.

@@ -114,10 +114,11 @@ func (s *Sandbox) startMachine(ctx context.Context, share *storage.Share, pod Po
 	t.mark("t_boot")
 	m.work(func() { m.agent.Wait(m.ctx) })
 	// One does not need the other.
-	configured := make(chan error, 1)
+	configured := make(chan error, 2)
 	go func() { configured <- m.net.Configure(ctx, vm.Info().NICs, m.agent) }()
+	go func() { configured <- m.bringUpCPUs(ctx, vm.Info().CPUs) }()
 	err = s.createInGuest(ctx, m, pod)
-	if err := errors.Join(err, <-configured); err != nil {
+	if err := errors.Join(err, <-configured, <-configured); err != nil {
 		return m, err
 	}
 	if err := m.watchNetwork(); err != nil {

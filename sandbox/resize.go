@@ -228,6 +228,19 @@ func (m *machine) resize(ctx context.Context, to size) error {
 	return err
 }
 
+// bringUpCPUs has the guest use all vCPUs that the machine was started with; it began with n.
+func (m *machine) bringUpCPUs(ctx context.Context, n int) error {
+	all := m.sizer.base.cpus
+	if n >= all {
+		return nil
+	}
+	_, err := m.agent.OnlineCPUMem(ctx, &agentpb.OnlineCPUMemRequest{Wait: true, OnlineCpus: uint32(all), NbCpus: uint32(all - n), CpuOnly: true})
+	if err = m.agent.Err(err); err != nil {
+		return fmt.Errorf("%d vCPUs in the guest: %w", all, err)
+	}
+	return nil
+}
+
 // resizeCPUs changes how many vCPUs the guest uses. The machine may keep one that
 // the guest has taken down: it costs nothing. With memory, the guest is told to
 // expect some.

@@ -3,7 +3,9 @@
 package cgroups
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"sync"
@@ -97,6 +99,28 @@ func (m *Manager) PrepareDevices() error {
 		m.devices.mu.Unlock()
 	}
 	return nil
+}
+
+// heldGroup has no processes; no container's id begins with a dot.
+const heldGroup = ".held"
+
+// HoldSwitches keeps on, for the life of the guest, what the kernel switches on when
+// the first group has a limit of CPU time or device rules, and off with the last. It
+// does so by changing its own code (Linux static keys, kernel/sched/fair.c,
+// cfs_bandwidth_used, and kernel/bpf/cgroup.c, cgroup_bpf_enabled_key), which a
+// guest without KVM survives for certain only on one CPU: see rpc.Service.OneCPU.
+func (m *Manager) HoldSwitches() error {
+	g, err := m.Create(heldGroup)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err == nil {
+		err = write(g.dir, "cpu.max", "100000")
+	}
+	if err == nil {
+		err = g.SetDevices([]specs.LinuxDeviceCgroup{{Access: "rwm"}})
+	}
+	return err
 }
 
 // usualDevices are the character devices that every container has (runtime-spec

@@ -76,6 +76,11 @@ func (s *Service) onlineCPUs(ctx context.Context, req *agentpb.OnlineCPUMemReque
 			if !up || c.up() {
 				continue
 			}
+			if n == 0 && s.OneCPU != nil {
+				if err := s.OneCPU(); err != nil {
+					return false, err
+				}
+			}
 			if err := c.set("1"); err != nil {
 				return false, err
 			}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -75,6 +76,8 @@ func (m *machine) up() (s string) {
 func TestOnlineCPUs(t *testing.T) {
 	m := newMachine(t, 12) // so that cpu10 must not come before cpu2
 	m.write("memory/memory7/state", "offline\n")
+	var before []string
+	m.OneCPU = func() error { before = append(before, m.up()); return nil }
 	for _, c := range []struct {
 		req  *agentpb.OnlineCPUMemRequest
 		want string
@@ -93,6 +96,9 @@ func TestOnlineCPUs(t *testing.T) {
 		if got := m.up(); got != c.want || (err == nil) != c.ok {
 			t.Errorf("%v: CPUs %s, %v; want %s, success %t", c.req, got, err, c.want, c.ok)
 		}
+	}
+	if want := []string{"100000000000", "111000000000", "110000000000", "111000000000"}; !slices.Equal(before, want) {
+		t.Errorf("what is done before CPUs come up found %v, want %v", before, want)
 	}
 	if !reads(filepath.Join(m.sys, "devices/system/memory/memory7/state"), "online") {
 		t.Error("memory stayed offline")

@@ -48,6 +48,12 @@ type Service struct {
 	Streams bool
 	// Started, when set, is called once, when the first container has started.
 	Started func()
+	// OneCPU, when set, is called before CPUs come up, for what is safer to do while
+	// there is one. QEMU's emulator may keep what it has translated of code that one
+	// CPU changes while another runs it. A breakpoint that the kernel puts there for
+	// the time of its change (arch/x86/kernel/alternative.c, text_poke_bp_batch) is
+	// then met again and again after it is gone: the guest hangs.
+	OneCPU func() error
 
 	startedOnce sync.Once
 	netMu       sync.Mutex // serialises changes of the network: each is several netlink requests

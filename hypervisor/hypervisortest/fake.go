@@ -193,7 +193,7 @@ func (s *fakeStart) exec(ctx context.Context) error {
 	vm.plugs.ports = s.c.HotplugPorts
 	vm.size.cpus, vm.size.memory = s.c.CPUs, s.c.MemoryBytes
 	vm.info = hypervisor.Info{
-		PID: cmd.Process.Pid, Accelerator: FakeAccelerator, Vsock: hypervisor.VsockVhostUser, ConsoleTail: vm.console.String,
+		PID: cmd.Process.Pid, Accelerator: FakeAccelerator, CPUs: s.c.CPUs, Vsock: hypervisor.VsockVhostUser, ConsoleTail: vm.console.String,
 	}
 	vm.info.Disks = vm.disks.boot(s.c)
 	for i := range s.c.NICs {

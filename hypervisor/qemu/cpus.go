@@ -31,12 +31,21 @@ func smp(c hypervisor.Config, all bool) string {
 	return fmt.Sprintf("%d,maxcpus=%d", c.CPUs, most)
 }
 
+// bootCPUs is how many vCPUs the guest begins with. Without KVM that is one: its
+// kernel changes its own code on the way, see rpc.Service.OneCPU of the agent.
+func bootCPUs(c hypervisor.Config, all bool) int {
+	if all {
+		return 1
+	}
+	return c.CPUs
+}
+
 // cpuParams: see smp.
 func cpuParams(c hypervisor.Config, all bool) []string {
-	if !all || c.MaxCPUs <= c.CPUs {
+	if !all || max(c.CPUs, c.MaxCPUs) == 1 {
 		return nil
 	}
-	return []string{fmt.Sprintf("maxcpus=%d", c.CPUs)}
+	return []string{fmt.Sprintf("maxcpus=%d", bootCPUs(c, all))}
 }
 
 // sizes is how large a machine can be, and what waits for it to change.

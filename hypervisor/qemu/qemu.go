@@ -279,7 +279,7 @@ func (s *start) qmp(ctx context.Context) error {
 		return err
 	}
 	s.vm.info = hypervisor.Info{
-		PID: s.vm.pid, Accelerator: s.l.Accelerator, Vsock: s.l.Vsock, ConsoleTail: s.vm.console.String,
+		PID: s.vm.pid, Accelerator: s.l.Accelerator, CPUs: bootCPUs(s.c, s.l.allCPUs()), Vsock: s.l.Vsock, ConsoleTail: s.vm.console.String,
 	}
 	for i := range s.c.NICs {
 		place := fmt.Sprintf("%02x", firstNICSlot+i)
