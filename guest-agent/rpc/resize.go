@@ -28,6 +28,9 @@ func (s *Service) OnlineCPUMem(ctx context.Context, req *agentpb.OnlineCPUMemReq
 	changed, err := s.onlineCPUs(ctx, req)
 	if changed {
 		runtime.SetDefaultGOMAXPROCS() // cmd/kata-agent turned the periodic look off
+		s.netMu.Lock()
+		s.spreadQueues()
+		s.netMu.Unlock()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("bring CPUs up: %w", err)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/kata-v2/kata/guest-agent/agentlog"
 	"github.com/kata-v2/kata/guest-agent/boot"
 	"github.com/kata-v2/kata/guest-agent/fault"
 	"github.com/kata-v2/kata/guest-agent/pod"
@@ -75,9 +76,19 @@ func (s *Service) network(f func() error) error {
 func (s *Service) UpdateInterface(ctx context.Context, req *agentpb.UpdateInterfaceRequest) (out *typespb.Interface, err error) {
 	err = s.network(func() error {
 		out, err = s.Network.UpdateInterface(ctx, req.GetInterface())
+		if err == nil {
+			s.spreadQueues()
+		}
 		return err
 	})
 	return out, err
+}
+
+// spreadQueues is called with netMu held. A network works without it, only slower.
+func (s *Service) spreadQueues() {
+	if err := s.Network.SpreadQueues(); err != nil && s.Log != nil {
+		s.Log.Warn("network", agentlog.KeyError, err.Error())
+	}
 }
 
 // UpdateRoutes replaces the routes.

@@ -183,9 +183,9 @@ func testTerminal(b *box) {
 // prints is all there when it has ended.
 func testInitTerminal(b *box) {
 	b.Cleanup(func() { b.remove("terminal") })
-	// ctr sets the size after the start: until then there is none.
+	// ctr sets the size after the start: until then there is none, and stty says nothing.
 	args := b.runArgs("terminal", []string{"--rm", "--tty", "--annotation", groupAnnotation + "=" + podID},
-		[]string{"sh", "-c", "tty; until stty size 2>/dev/null; do usleep 10000; done; read a; echo go$((1))t $a; seq 1 2000; exit 6"})
+		[]string{"sh", "-c", "tty; until stty size 2>/dev/null | grep .; do usleep 10000; done; read a; echo go$((1))t $a; seq 1 2000; exit 6"})
 	t := b.openTerminal(20, 50, args...)
 	t.expect("/dev/pts/0")
 	t.expect("20 50")
