@@ -162,7 +162,7 @@ func (t *terminal) status() int {
 func testTerminal(b *box) {
 	t := b.openTerminal(31, 97, b.execArgs(podID, []string{"--tty"}, []string{"sh"})...)
 	// The answers are computed, so that the echo of the question does not pass for one.
-	t.send("test -t 0 && test -t 1 && test -t 2 && echo is$((1))tty; stty size\n")
+	t.send("test -t 0 && test -t 1 && test -t 2 && echo is$((1))tty; until stty size | grep .; do usleep 10000; done\n")
 	t.expect("is1tty")
 	t.expect("31 97")
 	if err := t.pty.Resize(console.WinSize{Height: 43, Width: 141}); err != nil {
