@@ -29,6 +29,9 @@ type Exit struct {
 	Status uint32
 	// At is when the host learnt of it.
 	At time.Time
+	// Written is how many bytes of its stdout and stderr are from before its end, as
+	// far as the guest tells: 0 for none or not known, all ones for all until the end.
+	Written [2]uint64
 }
 
 // Process is a container's first process, or one that was added by Exec.
@@ -120,7 +123,7 @@ func (p *Process) to(s State) error {
 }
 
 // ended records the first end that is reported.
-func (p *Process) ended(status uint32) {
+func (p *Process) ended(status uint32, written ...uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.state == Stopped || p.state == Deleted {
@@ -128,6 +131,7 @@ func (p *Process) ended(status uint32) {
 	}
 	p.state = Stopped
 	p.exit = Exit{Status: status, At: time.Now()}
+	copy(p.exit.Written[:], written)
 	close(p.done)
 }
 
@@ -145,7 +149,7 @@ func (p *Process) wait(m *machine) {
 	if p == p.c.init {
 		p.c.collect(m)
 	}
-	p.ended(uint32(resp.Status))
+	p.ended(uint32(resp.Status), resp.StdoutBytes, resp.StderrBytes)
 }
 
 // Signal sends a signal. all reaches every process of the container and is

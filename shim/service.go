@@ -116,6 +116,9 @@ func (s *service) watch(t *taskState, p *procState) {
 			<-starting
 		}
 		e := p.p.Exit()
+		if io := p.stdio(); io != nil {
+			io.settle(e)
+		}
 		id := p.id
 		if id == "" {
 			id = t.c.ID()

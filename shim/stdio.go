@@ -14,12 +14,13 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/kata-v2/kata/sandbox"
 	"github.com/kata-v2/kata/sandbox/agentclient"
 )
 
-// Bounds on Delete's wait for output after the process has ended.
+// Bounds on the waits for output after the process has ended.
 const (
-	// drainQuiet: no byte has moved for this long since the exit. A grandchild holds
+	// drainQuiet, of Delete: no byte has moved for this long since the exit. A grandchild holds
 	// the stream open, or nobody reads it.
 	drainQuiet = 5 * time.Second
 	// drainMax bounds the wait for a reader that goes on reading, but slowly.
@@ -28,6 +29,10 @@ const (
 	// reader: two pipes of 256 KiB at most, the connection's credit, and the buffers
 	// of both sides. What comes after as many was written after the exit.
 	drainBytes = 4 << 20
+	// settleQuiet and settleMax bound the wait before the exit is told in the same way.
+	// Only a client that does not read comes to them.
+	settleQuiet = time.Second
+	settleMax   = 10 * time.Second
 	// drainReader: of an ended stream bytes are left in the pipe, or there never were
 	// any, and nobody has it open for reading. A containerd that has come back opens it
 	// before it deletes.
@@ -138,6 +143,7 @@ func (s *stdio) connect(streams *agentclient.Stdio) {
 			continue
 		}
 		c := newOutCopy(s.out[i], from)
+		c.stream = i
 		s.copies = append(s.copies, c)
 		s.workers.Go(func() {
 			if err := c.run(); err != nil && s.host.log != nil {
@@ -180,7 +186,7 @@ func (s *stdio) drain(ctx context.Context, exited time.Time) error {
 	}
 	var held error
 	for _, c := range copies {
-		if err := c.wait(ctx, exited, drainQuiet); err != nil {
+		if err := c.wait(ctx, c.done, exited, drainQuiet); err != nil {
 			held = err
 		}
 	}
@@ -200,6 +206,22 @@ func (s *stdio) drain(ctx context.Context, exited time.Time) error {
 		}
 	}
 	return held
+}
+
+// settle waits until what a process had written to its stdout and stderr when it ended
+// is in the pipes, as long as settleQuiet and settleMax allow. It comes before the exit
+// is told: containerd's client closes its ends when it hears of that and has no more
+// (pkg/cio/io_unix.go, copyIO's cancel, which client.Task.Delete calls before the shim
+// hears of the delete). What grandchildren write later delays nothing.
+func (s *stdio) settle(e sandbox.Exit) {
+	ctx, cancel := context.WithTimeout(context.Background(), settleMax)
+	defer cancel()
+	s.mu.Lock()
+	copies := s.copies
+	s.mu.Unlock()
+	for _, c := range copies {
+		_ = c.wait(ctx, c.await(e.Written[c.stream]), e.At, settleQuiet) // Delete says what was cut
+	}
 }
 
 func laterOf(a, b time.Time) time.Time {

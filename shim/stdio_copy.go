@@ -5,6 +5,7 @@ package shim
 import (
 	"context"
 	"io"
+	"math"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -16,19 +17,31 @@ const copyBuffer = 128 << 10
 
 var copyBuffers = sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }}
 
+// latch is given once.
+type latch struct {
+	once  *sync.Once
+	given chan struct{}
+}
+
+func newLatch() latch { return latch{new(sync.Once), make(chan struct{})} }
+
+func (s latch) give() { s.once.Do(func() { close(s.given) }) }
+
 // outCopy copies one output stream.
 type outCopy struct {
-	to   io.WriteCloser
-	from io.ReadCloser
+	to     io.WriteCloser
+	from   io.ReadCloser
+	stream int // 0 for stdout, 1 for stderr
 
 	moved atomic.Int64 // bytes written to to
 	limit atomic.Int64 // done is closed when so many were moved, 0 for no limit
 	last  atomic.Int64 // when that was last, nanoseconds since began
 	began time.Time
 
-	once  sync.Once
-	done  chan struct{} // closed at the end, or at the limit
-	ended atomic.Bool   // it was the end
+	done    latch        // given at the end, or at the limit
+	ended   atomic.Bool  // it was the end
+	awaited atomic.Int64 // settled is given when so many were moved, 0 for not asked yet
+	settled latch        // given then, or at the end
 
 	mu      sync.Mutex
 	rest    *rest // guarded by mu; what the pipe still holds after the end
@@ -36,7 +49,7 @@ type outCopy struct {
 }
 
 func newOutCopy(to io.WriteCloser, from io.ReadCloser) *outCopy {
-	return &outCopy{to: to, from: from, began: time.Now(), done: make(chan struct{})}
+	return &outCopy{to: to, from: from, began: time.Now(), done: newLatch(), settled: newLatch()}
 }
 
 // run copies until the stream ends, and returns why it could not be written on.
@@ -65,7 +78,8 @@ func (c *outCopy) finish() {
 	c.from.Close()
 	rest := c.close()
 	c.ended.Store(true)
-	c.once.Do(func() { close(c.done) })
+	c.done.give()
+	c.settled.give()
 	if rest != nil {
 		rest.await()
 	}
@@ -104,21 +118,33 @@ func (c *outCopy) count(n int) {
 	c.last.Store(int64(time.Since(c.began)))
 	moved := c.moved.Add(int64(n))
 	if limit := c.limit.Load(); limit > 0 && moved >= limit {
-		c.once.Do(func() { close(c.done) })
+		c.done.give()
 	}
+	if n := c.awaited.Load(); n > 0 && moved >= n {
+		c.settled.give()
+	}
+}
+
+// await is given when n bytes have been moved, or all there are. It is called once.
+func (c *outCopy) await(n uint64) latch {
+	c.awaited.Store(int64(min(n, math.MaxInt64)))
+	if uint64(c.moved.Load()) >= n {
+		c.settled.give()
+	}
+	return c.settled
 }
 
 // lastBytes says that only n more bytes are of interest.
 func (c *outCopy) lastBytes(n int64) { c.limit.CompareAndSwap(0, c.moved.Load()+n) }
 
-// wait returns when the copy is done, with an error when it is not because
-// nothing has moved for as long as quiet, counted from the exit at the earliest.
-func (c *outCopy) wait(ctx context.Context, exited time.Time, quiet time.Duration) error {
+// wait returns when done or settled is given, with an error when that was not at the
+// end, or when nothing has moved for as long as quiet, counted from the exit at the earliest.
+func (c *outCopy) wait(ctx context.Context, s latch, exited time.Time, quiet time.Duration) error {
 	timer := time.NewTimer(time.Until(c.silent(exited, quiet)))
 	defer timer.Stop()
 	for {
 		select {
-		case <-c.done:
+		case <-s.given:
 			if !c.ended.Load() {
 				return errHeldOpen
 			}

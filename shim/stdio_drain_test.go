@@ -6,14 +6,23 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/kata-v2/kata/sandbox"
 )
 
-// drained runs a copy in a bubble of its own time and returns how long drain
-// took and what it said. play is given the guest's and the reader's ends.
+// drained is played with drain, and returns what that said.
 func drained(t *testing.T, exitedAgo time.Duration, play func(guest *io.PipeWriter, reader *io.PipeReader)) (took time.Duration, err error) {
+	took = played(t, exitedAgo, play, func(s *stdio, exited time.Time) { err = s.drain(context.Background(), exited) })
+	return took, err
+}
+
+// played runs a copy in a bubble of its own time and returns how long wait took.
+// play is given the guest's and the reader's ends.
+func played(t *testing.T, exitedAgo time.Duration, play func(guest *io.PipeWriter, reader *io.PipeReader), wait func(s *stdio, exited time.Time)) (took time.Duration) {
 	synctest.Test(t, func(t *testing.T) {
 		from, guest := io.Pipe()
 		reader, to := io.Pipe()
@@ -23,14 +32,14 @@ func drained(t *testing.T, exitedAgo time.Duration, play func(guest *io.PipeWrit
 		go play(guest, reader)
 		time.Sleep(exitedAgo)
 		began := time.Now()
-		err = s.drain(context.Background(), began.Add(-exitedAgo))
+		wait(s, began.Add(-exitedAgo))
 		took = time.Since(began)
 		from.Close()
 		reader.Close()
 		s.workers.Wait()
 		time.Sleep(time.Hour) // of the bubble: readers and writers notice the end
 	})
-	return took, err
+	return took
 }
 
 // consume takes size bytes at a time with a pause before each, until the end.
@@ -41,6 +50,62 @@ func consume(r io.Reader, size int, pause time.Duration) {
 		if _, err := r.Read(b); err != nil {
 			return
 		}
+	}
+}
+
+// TestSettle: the exit waits for what the process wrote, for nothing else, and not
+// for a client that does not read.
+func TestSettle(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		written uint64
+		play    func(*io.PipeWriter, *io.PipeReader)
+		want    time.Duration
+	}{
+		{"all there", 20, func(g *io.PipeWriter, r *io.PipeReader) {
+			go consume(r, 10, 0)
+			_, _ = g.Write(make([]byte, 20))
+		}, 0},
+		{"under way", 30, func(g *io.PipeWriter, r *io.PipeReader) {
+			go consume(r, 10, 0)
+			for range 3 {
+				time.Sleep(settleQuiet - 1)
+				_, _ = g.Write(make([]byte, 10))
+			}
+		}, 3 * (settleQuiet - 1)},
+		{"a grandchild writes on", 0, func(g *io.PipeWriter, r *io.PipeReader) {
+			go consume(r, 10, 0)
+			for range 3 {
+				time.Sleep(settleQuiet / 2)
+				_, _ = g.Write(make([]byte, 10))
+			}
+		}, 0},
+		{"a terminal ends", math.MaxUint64, func(g *io.PipeWriter, r *io.PipeReader) {
+			go consume(r, 10, 0)
+			time.Sleep(settleQuiet / 2)
+			g.Close()
+		}, settleQuiet / 2},
+		{"fewer than were told", 30, func(g *io.PipeWriter, r *io.PipeReader) {
+			go consume(r, 10, 0)
+			_, _ = g.Write(make([]byte, 10))
+			g.Close()
+		}, 0},
+		{"nobody reads", 20, func(g *io.PipeWriter, _ *io.PipeReader) { _, _ = g.Write(make([]byte, 20)) }, settleQuiet},
+		{"a reader that is too slow", 100, func(g *io.PipeWriter, r *io.PipeReader) {
+			go consume(r, 1, settleQuiet/2)
+			for range 100 {
+				_, _ = g.Write(make([]byte, 1))
+			}
+		}, settleMax},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			took := played(t, 0, c.play, func(s *stdio, exited time.Time) {
+				s.settle(sandbox.Exit{At: exited, Written: [2]uint64{c.written}})
+			})
+			if took != c.want {
+				t.Errorf("told after %v, want %v", took, c.want)
+			}
+		})
 	}
 }
 

@@ -33,7 +33,7 @@ func lastWords(t *testing.T, text string) (*stdio, string) {
 		t.Fatal(err)
 	}
 	guest.Close()
-	<-c.done
+	<-c.done.given
 	return s, path
 }
 

@@ -129,7 +129,7 @@ func TestSilentEnd(t *testing.T) {
 	must(t, s.stdout.Close())
 	must(t, s.stderr.Close())
 	for _, c := range io.copies {
-		soon(t, "the end of the copy", func() struct{} { <-c.done; return struct{}{} })
+		soon(t, "the end of the copy", func() struct{} { <-c.done.given; return struct{}{} })
 	}
 	for _, path := range []string{paths.stdout, paths.stderr} {
 		got := soon(t, "open and read after the end", func() string {
@@ -195,7 +195,7 @@ func TestSlowReader(t *testing.T) {
 	select {
 	case n := <-wrote:
 		t.Fatalf("%d bytes went into a pipe that nobody reads", n)
-	case <-io.copies[0].done:
+	case <-io.copies[0].done.given:
 		t.Fatal("drained although nobody reads")
 	case <-time.After(50 * time.Millisecond): // the test of a wait
 	}
@@ -235,7 +235,7 @@ func TestCloseWithAFullPipe(t *testing.T) {
 	io := attached(t, paths, s)
 	go func() { _, _ = s.stdout.Write(make([]byte, 1<<20)) }()
 	select {
-	case <-io.copies[0].done:
+	case <-io.copies[0].done.given:
 		t.Fatal("drained although nobody reads")
 	case <-time.After(50 * time.Millisecond): // the pipe fills
 	}
@@ -246,7 +246,7 @@ func TestCloseWithAFullPipe(t *testing.T) {
 		t.Error("drained")
 	}
 	io.close()
-	soon(t, "the copies' end", func() error { <-io.copies[0].done; return nil })
+	soon(t, "the copies' end", func() error { <-io.copies[0].done.given; return nil })
 }
 
 func TestOnlyTheWantedPipes(t *testing.T) {

@@ -313,14 +313,15 @@ func (c *Container) Signal(execID string, sig unix.Signal) error {
 }
 
 // Wait returns the status of a process once it is gone: the exit code, or 128
-// plus the number of the signal.
-func (c *Container) Wait(ctx context.Context, execID string) (int, error) {
+// plus the number of the signal; and what was written to its stdout and stderr until
+// then, see streams.Set.Written.
+func (c *Container) Wait(ctx context.Context, execID string) (code int, written [2]uint64, err error) {
 	pr, err := c.Process(execID)
 	if err != nil {
-		return 0, err
+		return 0, written, err
 	}
 	st, err := c.wait(ctx, pr)
-	return st.Code, err
+	return st.Code, pr.IO.Written(), err
 }
 
 // Pause stops every process of the container; Resume lets them go on.

@@ -25,14 +25,14 @@ func TestEndBeforeStart(t *testing.T) {
 	if err := c.Signal("a", unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Wait(bound(t), ""); err != nil {
+	if _, _, err := c.Wait(bound(t), ""); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Start(bound(t)); fault.KindOf(err) != fault.FailedPrecondition || !strings.Contains(err.Error(), "status 137") || !strings.Contains(err.Error(), "memory limit") {
 		t.Errorf("killed before its start: %v", err)
 	}
 	c = run(t, p, "b", "exit 5")
-	if _, err := c.Wait(bound(t), ""); err != nil {
+	if _, _, err := c.Wait(bound(t), ""); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Start(bound(t)); fault.KindOf(err) != fault.FailedPrecondition || strings.Contains(err.Error(), "before") {

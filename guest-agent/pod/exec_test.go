@@ -50,7 +50,7 @@ func TestExecKilledWhileLaunched(t *testing.T) {
 				if r.err != nil {
 					t.Fatal(r.err)
 				}
-				if code, err := c.Wait(bound(t), "e"); code != 137 || err != nil {
+				if code, _, err := c.Wait(bound(t), "e"); code != 137 || err != nil {
 					t.Errorf("exit code %d, %v", code, err)
 				}
 				return

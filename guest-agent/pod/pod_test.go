@@ -260,7 +260,7 @@ func run(t *testing.T, p *Pod, id, script string) *Container {
 func TestLife(t *testing.T) {
 	p, w := newPod(t)
 	c := run(t, p, "a", "exit 3")
-	if code, err := c.Wait(bound(t), ""); code != 3 || err != nil {
+	if code, _, err := c.Wait(bound(t), ""); code != 3 || err != nil {
 		t.Fatal(code, err)
 	}
 	if err := c.expect(Stopped); err != nil {
@@ -379,7 +379,7 @@ func TestExec(t *testing.T) {
 	if fault.KindOf(execErr(t, c, "e2", &agentpb.Process{}, Ports{})) != fault.InvalidArgument {
 		t.Error("exec without arguments")
 	}
-	if code, err := c.Wait(bound(t), "e"); code != 4 || err != nil {
+	if code, _, err := c.Wait(bound(t), "e"); code != 4 || err != nil {
 		t.Error(code, err)
 	}
 	w.mu.Lock()
@@ -408,7 +408,7 @@ func TestRemoveWhileRunning(t *testing.T) {
 	}
 	waited := make(chan result, 2)
 	for _, id := range []string{"", "e"} {
-		go func() { code, err := c.Wait(context.Background(), id); waited <- result{code, err} }()
+		go func() { code, _, err := c.Wait(context.Background(), id); waited <- result{code, err} }()
 	}
 	if err := p.RemoveContainer(bound(t), "a"); err != nil {
 		t.Fatal(err)
@@ -503,7 +503,7 @@ func TestSharedPIDEndsAll(t *testing.T) {
 	if err := c.Signal("a", unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if code, err := c.Wait(bound(t), "e"); code != 137 || err != nil {
+	if code, _, err := c.Wait(bound(t), "e"); code != 137 || err != nil {
 		t.Errorf("the other process: %d, %v", code, err)
 	}
 }
@@ -559,7 +559,7 @@ func TestSandbox(t *testing.T) {
 func TestDestroyEnded(t *testing.T) {
 	p, w := newPod(t)
 	c := run(t, p, "a", "exit 0")
-	if _, err := c.Wait(bound(t), ""); err != nil {
+	if _, _, err := c.Wait(bound(t), ""); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.Destroy(bound(t)); err != nil || len(p.Containers()) != 0 {

@@ -74,12 +74,15 @@ func (s *Service) SignalProcess(_ context.Context, req *agentpb.SignalProcessReq
 
 // WaitProcess answers when the process is gone: exit code, or 128 plus signal.
 func (s *Service) WaitProcess(ctx context.Context, req *agentpb.WaitProcessRequest) (*agentpb.WaitProcessResponse, error) {
-	var code int
+	var (
+		code    int
+		written [2]uint64
+	)
 	err := s.with(req.ContainerId, func(c *pod.Container) (err error) {
-		code, err = c.Wait(ctx, req.ExecId)
+		code, written, err = c.Wait(ctx, req.ExecId)
 		return err
 	})
-	return &agentpb.WaitProcessResponse{Status: int32(code)}, err
+	return &agentpb.WaitProcessResponse{Status: int32(code), StdoutBytes: written[0], StderrBytes: written[1]}, err
 }
 
 // UpdateContainer changes limits.

@@ -195,7 +195,7 @@ func (s *Set) pumpOut(i int, src *os.File) {
 		if c != nil { // a terminal nobody reads must not block its process
 			dst = c
 		}
-		err := copyStream(dst, src) // an error of dst means that the host went away: nobody to tell
+		err := copyStream(dst, src, &s.taken[i-1]) // an error of dst means that the host went away: nobody to tell
 		if !errors.Is(err, os.ErrDeadlineExceeded) || !s.park.wanted() {
 			return
 		}

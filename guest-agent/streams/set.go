@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"sync"
@@ -43,6 +44,7 @@ type Set struct {
 	in       *os.File
 	out      [2]*os.File
 	console  *os.File
+	taken    [2]tally
 	reading  [2]chan struct{} // one token each: one reader at a time
 	writing  chan struct{}
 	pumps    sync.WaitGroup
@@ -172,6 +174,25 @@ func (s *Set) Exited() {
 	if !s.cfg.Poll {
 		s.endStdin()
 	}
+}
+
+// Written is how many bytes have been written to stdout and stderr so far, whether
+// they have reached the host or not; all ones for a terminal, which cannot tell: what
+// is written last may still be on its way through the kernel (tty_buffer.c), and it
+// ends with its first process. A polled Set, of a host that asks for each byte, says 0.
+func (s *Set) Written() (n [2]uint64) {
+	switch {
+	case s.cfg.Poll:
+	case s.console != nil:
+		n[0] = math.MaxUint64
+	default:
+		for i, f := range s.out {
+			if f != nil {
+				n[i] = s.taken[i].written(f)
+			}
+		}
+	}
+	return n
 }
 
 // Drained is closed when all output has been handed to the host, its end included.

@@ -19,12 +19,13 @@ const spliceSize = 1 << 20
 // each byte, and the buffer.
 type splicer struct {
 	dst, src syscall.RawConn
+	taken    *tally
 	move     func(from, to uintptr) (int, error) // splice(2), or a test's
 }
 
 // newSplicer is nil when dst is no socket of the kernel's, or splice(2) would be
 // no better than a copy.
-func newSplicer(dst io.Writer, src syscall.RawConn) *splicer {
+func newSplicer(dst io.Writer, src syscall.RawConn, taken *tally) *splicer {
 	c, ok := dst.(syscall.Conn)
 	if !ok || !spliceable() {
 		return nil
@@ -33,7 +34,7 @@ func newSplicer(dst io.Writer, src syscall.RawConn) *splicer {
 	if err != nil {
 		return nil
 	}
-	return &splicer{dst: rc, src: src, move: splice}
+	return &splicer{dst: rc, src: src, taken: taken, move: splice}
 }
 
 // run moves everything until src ends. An error is src's. ended is false without
@@ -55,7 +56,7 @@ func (s *splicer) run() (ended bool, err error) {
 func (s *splicer) some() (n int, err, refused error) {
 	full := false
 	err = s.src.Read(func(from uintptr) bool {
-		if cerr := s.dst.Control(func(to uintptr) { n, refused = s.move(from, to) }); cerr != nil {
+		if cerr := s.dst.Control(func(to uintptr) { n, refused = s.try(from, to) }); cerr != nil {
 			refused = cerr
 		}
 		if refused != unix.EAGAIN {
@@ -63,7 +64,7 @@ func (s *splicer) some() (n int, err, refused error) {
 		}
 		// Either side may be the reason. When something has come since, the second
 		// try below moves it.
-		full = holds(from)
+		full = holds(from) > 0
 		return full
 	})
 	if err != nil || !full {
@@ -72,7 +73,7 @@ func (s *splicer) some() (n int, err, refused error) {
 	// Nobody else reads src, so from here on only dst can make it wait. src is held
 	// for each try alone: closing it must not wait for the host.
 	werr := s.dst.Write(func(to uintptr) bool {
-		err = s.src.Control(func(from uintptr) { n, refused = s.move(from, to) })
+		err = s.src.Control(func(from uintptr) { n, refused = s.try(from, to) })
 		return err != nil || refused != unix.EAGAIN
 	})
 	if werr != nil {
@@ -81,10 +82,17 @@ func (s *splicer) some() (n int, err, refused error) {
 	return n, err, refused
 }
 
-// holds tells whether there is something in a pipe.
-func holds(fd uintptr) bool {
+func (s *splicer) try(from, to uintptr) (int, error) {
+	return s.taken.take(func() (int, error) { return s.move(from, to) })
+}
+
+// holds tells how many bytes are in a pipe.
+func holds(fd uintptr) int {
 	n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
-	return err == nil && n > 0
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 func splice(from, to uintptr) (int, error) {

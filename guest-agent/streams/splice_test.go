@@ -52,7 +52,7 @@ func newSpliced(t *testing.T) *spliced {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x.s = &splicer{dst: dst, src: src, move: splice}
+	x.s = &splicer{dst: dst, src: src, taken: new(tally), move: splice}
 	return x
 }
 
@@ -186,7 +186,7 @@ func TestSpliceRefused(t *testing.T) {
 		t.Errorf("%v, %v", ended, err)
 	}
 	x.w.Close()
-	if err := copyStream(x.near, x.r); err != nil {
+	if err := copyStream(x.near, x.r, new(tally)); err != nil {
 		t.Error(err)
 	}
 	x.near.Close()

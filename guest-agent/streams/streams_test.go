@@ -208,6 +208,42 @@ func TestDescendantHoldsStdout(t *testing.T) {
 	s.Close(context.Background())
 }
 
+// TestWritten: what was written counts at once, wherever on its way it is.
+func TestWritten(t *testing.T) {
+	out, hout := pair(t)
+	errc, herr := pair(t)
+	s, err := New(Config{Stdout: out, Stderr: errc})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := process(t, s)
+	s.Started(nil)
+	var hosts sync.WaitGroup
+	for _, h := range []io.Reader{hout, herr} {
+		hosts.Go(func() { _, _ = io.Copy(io.Discard, h) })
+	}
+	var want [2]uint64
+	for i := range 2000 {
+		n := 1 + i*37%5000
+		if _, err := p[1+i%2].Write(make([]byte, n)); err != nil {
+			t.Fatal(err)
+		}
+		want[i%2] += uint64(n)
+		if got := s.Written(); got != want {
+			t.Fatalf("written: %v, want %v", got, want)
+		}
+	}
+	for _, f := range p {
+		f.Close()
+	}
+	<-s.Drained()
+	s.Close(context.Background())
+	hosts.Wait()
+	if got := s.Written(); got != want {
+		t.Errorf("after the end: %v, want %v", got, want)
+	}
+}
+
 func TestHostGoneDoesNotStopTheProcess(t *testing.T) {
 	out, hout := pair(t)
 	s, err := New(Config{Stdout: out})

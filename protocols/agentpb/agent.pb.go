@@ -501,8 +501,12 @@ func (x *WaitProcessRequest) GetExecId() string {
 }
 
 type WaitProcessResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Status        int32                  `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Status int32                  `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`
+	// Additions of ours: how many bytes were written to the process's stdout and
+	// stderr until its end, since they were made. All ones: until they end.
+	StdoutBytes   uint64 `protobuf:"varint,100,opt,name=stdout_bytes,json=stdoutBytes,proto3" json:"stdout_bytes,omitempty"`
+	StderrBytes   uint64 `protobuf:"varint,101,opt,name=stderr_bytes,json=stderrBytes,proto3" json:"stderr_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -540,6 +544,20 @@ func (*WaitProcessResponse) Descriptor() ([]byte, []int) {
 func (x *WaitProcessResponse) GetStatus() int32 {
 	if x != nil {
 		return x.Status
+	}
+	return 0
+}
+
+func (x *WaitProcessResponse) GetStdoutBytes() uint64 {
+	if x != nil {
+		return x.StdoutBytes
+	}
+	return 0
+}
+
+func (x *WaitProcessResponse) GetStderrBytes() uint64 {
+	if x != nil {
+		return x.StderrBytes
 	}
 	return 0
 }
@@ -4425,9 +4443,11 @@ const file_protocols_agent_proto_rawDesc = "" +
 	"\x06signal\x18\x03 \x01(\rR\x06signal\"P\n" +
 	"\x12WaitProcessRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
-	"\aexec_id\x18\x02 \x01(\tR\x06execId\"-\n" +
+	"\aexec_id\x18\x02 \x01(\tR\x06execId\"s\n" +
 	"\x13WaitProcessResponse\x12\x16\n" +
-	"\x06status\x18\x01 \x01(\x05R\x06status\"o\n" +
+	"\x06status\x18\x01 \x01(\x05R\x06status\x12!\n" +
+	"\fstdout_bytes\x18d \x01(\x04R\vstdoutBytes\x12!\n" +
+	"\fstderr_bytes\x18e \x01(\x04R\vstderrBytes\"o\n" +
 	"\x16UpdateContainerRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x122\n" +
 	"\tresources\x18\x02 \x01(\v2\x14.grpc.LinuxResourcesR\tresources\":\n" +

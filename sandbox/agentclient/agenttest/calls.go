@@ -187,7 +187,7 @@ func (a *Agent) WaitProcess(ctx context.Context, r *agentpb.WaitProcessRequest) 
 	}
 	select {
 	case <-p.done:
-		return &agentpb.WaitProcessResponse{Status: p.status}, nil
+		return &agentpb.WaitProcessResponse{Status: p.status, StdoutBytes: p.written[0].Load(), StderrBytes: p.written[1].Load()}, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

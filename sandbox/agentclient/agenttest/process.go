@@ -65,6 +65,7 @@ type process struct {
 	stdin   net.Conn // or nil
 	in      *io.PipeWriter
 	out     [2]output
+	written [2]atomic.Uint64 // bytes that the program wrote to out
 	signals chan uint32
 	killed  chan struct{}
 	done    chan struct{}
@@ -87,6 +88,18 @@ type nowhere struct{}
 func (nowhere) Write(p []byte) (int, error) { return len(p), nil }
 func (nowhere) Close() error                { return nil }
 
+// counted counts what is written.
+type counted struct {
+	io.Writer
+	n *atomic.Uint64
+}
+
+func (c counted) Write(p []byte) (int, error) {
+	n, err := c.Writer.Write(p)
+	c.n.Add(uint64(n))
+	return n, err
+}
+
 func newProcess(program Program, spec *agentpb.Process) *process {
 	p := &process{
 		program: program, signals: make(chan uint32, 64), killed: make(chan struct{}), done: make(chan struct{}),
@@ -104,7 +117,7 @@ func (p *process) run() {
 		return
 	}
 	p.started = true
-	p.p.Stdout, p.p.Stderr = p.out[0], p.out[1]
+	p.p.Stdout, p.p.Stderr = counted{p.out[0], &p.written[0]}, counted{p.out[1], &p.written[1]}
 	go func() { p.end(p.program(p.p)) }()
 }
 
