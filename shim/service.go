@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
@@ -115,6 +116,9 @@ func (s *service) watch(t *taskState, p *procState) {
 		if starting != nil {
 			<-starting
 		}
+		if p.id == "" {
+			t.execsTold()
+		}
 		e := p.p.Exit()
 		if io := p.stdio(); io != nil {
 			io.settle(e)
@@ -127,6 +131,25 @@ func (s *service) watch(t *taskState, p *procState) {
 			ContainerID: t.c.ID(), ID: id, Pid: t.pid, ExitStatus: e.Status, ExitedAt: timestamppb.New(e.At),
 		})
 	})
+}
+
+// execEnds bounds the wait of a container's exit for those of its execs.
+const execEnds = 2 * time.Second
+
+// execsTold waits until the ends of the execs were published. They end with the first
+// process, by the guest's kernel or its agent, and their clients would lose them with
+// the task (containerd cmd/containerd-shim-runc-v2/task, handleInitExit).
+func (t *taskState) execsTold() {
+	t.mu.Lock()
+	execs := slices.Collect(maps.Values(t.procs))
+	t.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), execEnds)
+	defer cancel()
+	for _, p := range execs {
+		if p.id != "" {
+			p.exitTold(ctx)
+		}
+	}
 }
 
 // exitTold waits until the end of an ended process was published, or ctx is done.

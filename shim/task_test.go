@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -183,6 +184,29 @@ func TestExitEventSaysWho(t *testing.T) {
 	}
 	if len(got) != 2 || got["e1"] != 3 || got["c1"] != 143 {
 		t.Errorf("exit events %v", got)
+	}
+}
+
+// TestExecsEndFirst: execs end with their container, and are told before it.
+func TestExecsEndFirst(t *testing.T) {
+	p := newPod(t)
+	p.create("c1", "sleep")
+	p.start("c1", "")
+	const execs = 20
+	for i := range execs {
+		id := "e" + strconv.Itoa(i)
+		p.exec("c1", id, stdioPaths{}, "sleep")
+		p.start("c1", id)
+	}
+	p.topics(2 + 2*execs)
+	_, err := p.tasks().Kill(bounded(t), &task.KillRequest{ID: "c1", Signal: 15})
+	must(t, err)
+	for i := range execs + 1 {
+		v, err := typeurl.UnmarshalAny(p.containerd.next().Event)
+		must(t, err)
+		if x := v.(*events.TaskExit); (x.ID == "c1") != (i == execs) {
+			t.Errorf("exit %d is that of %s", i, x.ID)
+		}
 	}
 }
 

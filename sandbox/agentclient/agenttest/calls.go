@@ -6,7 +6,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"slices"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -85,7 +87,9 @@ func (a *Agent) CreateContainer(ctx context.Context, r *agentpb.CreateContainerR
 	if _, ok := a.containers[r.ContainerId]; ok {
 		return nil, status.Errorf(codes.AlreadyExists, "container %s", r.ContainerId)
 	}
-	a.containers[r.ContainerId] = &container{procs: map[string]*process{r.ContainerId: p}}
+	c := &container{procs: map[string]*process{r.ContainerId: p}}
+	a.containers[r.ContainerId] = c
+	go a.endWith(p, c)
 	return a.number(), nil
 }
 
@@ -204,6 +208,20 @@ func (a *Agent) RemoveContainer(_ context.Context, r *agentpb.RemoveContainerReq
 	}
 	c.kill()
 	return empty, nil
+}
+
+// endWith kills a container's execs when its first process has ended, as a PID
+// namespace does.
+func (a *Agent) endWith(first *process, c *container) {
+	<-first.done
+	a.mu.Lock()
+	all := slices.Collect(maps.Values(c.procs))
+	a.mu.Unlock()
+	for _, p := range all {
+		if p != first {
+			p.signal(sigkill)
+		}
+	}
 }
 
 // RemoveStaleVirtiofsShareMounts implements the service.
