@@ -288,16 +288,11 @@ func (c *Container) giveUp(execID string) bool {
 	return launching
 }
 
-// Signal sends sig to one process. KILL with no execID goes to the whole container;
-// an exec that is being launched takes no other signal.
-func (c *Container) Signal(execID string, sig unix.Signal) error {
-	if execID == "" && sig == unix.SIGKILL {
-		if c.init.exited() {
-			if pids, err := c.group.Procs(); err == nil && len(pids) == 0 {
-				return fault.New(fault.NotFound, "container %s has finished", c.ID)
-			}
-		}
-		return c.group.Kill()
+// Signal sends sig to one process, or with no execID to all of the container. An exec
+// that is being launched takes no other signal than KILL.
+func (c *Container) Signal(ctx context.Context, execID string, sig unix.Signal) error {
+	if execID == "" {
+		return c.signalAll(ctx, sig)
 	}
 	if sig == unix.SIGKILL && c.giveUp(execID) {
 		return nil
@@ -310,6 +305,30 @@ func (c *Container) Signal(execID string, sig unix.Signal) error {
 		return fault.New(fault.NotFound, "process %q of container %s has finished", execID, c.ID)
 	}
 	return pr.eng.Signal(sig)
+}
+
+func (c *Container) signalAll(ctx context.Context, sig unix.Signal) (err error) {
+	if c.init.exited() {
+		if pids, err := c.group.Procs(); err == nil && len(pids) == 0 {
+			return fault.New(fault.NotFound, "container %s has finished", c.ID)
+		}
+	}
+	if sig == unix.SIGKILL {
+		return c.group.Kill()
+	}
+	if c.expect(Paused) != nil { // frozen, none can fork meanwhile
+		defer func() { err = errors.Join(err, c.group.Freeze(context.WithoutCancel(ctx), false)) }()
+		if err := c.group.Freeze(ctx, true); err != nil {
+			return err
+		}
+	}
+	pids, err := c.group.Procs()
+	for _, pid := range pids {
+		if kerr := unix.Kill(pid, sig); kerr != nil && !errors.Is(kerr, unix.ESRCH) {
+			err = errors.Join(err, fmt.Errorf("signal %d to process %d: %w", sig, pid, kerr))
+		}
+	}
+	return err
 }
 
 // Wait returns the status of a process once it is gone: the exit code, or 128

@@ -39,10 +39,10 @@ func TestExecKilledWhileLaunched(t *testing.T) {
 				made <- result{pr, err}
 			}()
 			<-launching
-			if err := c.Signal("e", unix.SIGTERM); fault.KindOf(err) != fault.NotFound {
+			if err := c.Signal(bound(t), "e", unix.SIGTERM); fault.KindOf(err) != fault.NotFound {
 				t.Errorf("TERM: %v", err)
 			}
-			if err := c.Signal("e", unix.SIGKILL); err != nil {
+			if err := c.Signal(bound(t), "e", unix.SIGKILL); err != nil {
 				t.Errorf("KILL: %v", err)
 			}
 			r := <-made
@@ -58,9 +58,29 @@ func TestExecKilledWhileLaunched(t *testing.T) {
 			if !errors.Is(r.err, errLaunchKilled) {
 				t.Errorf("exec: %v", r.err)
 			}
-			if err := c.Signal("e", unix.SIGKILL); fault.KindOf(err) != fault.NotFound {
+			if err := c.Signal(bound(t), "e", unix.SIGKILL); fault.KindOf(err) != fault.NotFound {
 				t.Errorf("KILL of one that is gone: %v", err)
 			}
 		})
+	}
+}
+
+// TestSignalAll: a signal without an exec id reaches every process, whatever it is.
+func TestSignalAll(t *testing.T) {
+	p, w := newPod(t)
+	c := run(t, p, "a", "sleep 1000")
+	if _, err := c.Exec(bound(t), "e", &agentpb.Process{Args: []string{"sleep 1000"}}, Ports{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Signal(bound(t), "", unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"e", ""} {
+		if code, _, err := c.Wait(bound(t), id); code != 128+15 || err != nil {
+			t.Errorf("process %q: %d, %v", id, code, err)
+		}
+	}
+	if !w.did("freeze") {
+		t.Errorf("steps %v", w.log)
 	}
 }

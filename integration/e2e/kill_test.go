@@ -115,9 +115,17 @@ func testKillExec(b *box) {
 
 	b.startSpec("all", member(b.T, "sleep", "1000"))
 	s = b.dialShim("all")
-	z := s.exec(ctx, "all", process("sh", "-c", "trap '' TERM; sleep 1000"), pipes{})
-	if _, err := s.Start(ctx, &task.StartRequest{ID: "all", ExecID: z}); err != nil {
-		b.Fatal(err)
+	z := s.exec(ctx, "all", process("sh", "-c", "trap '' TERM; touch /trapped; sleep 1000"), pipes{})
+	ends := s.exec(ctx, "all", process("sleep", "1000"), pipes{})
+	for _, id := range []string{z, ends} {
+		if _, err := s.Start(ctx, &task.StartRequest{ID: "all", ExecID: id}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.shell("all", "until [ -e /trapped ]; do usleep 10000; done")
+	b.ok("tasks", "kill", "--all", "--signal", "TERM", "all")
+	if w, err := s.Wait(ctx, &task.WaitRequest{ID: "all", ExecID: ends}); err != nil || w.ExitStatus != 128+15 {
+		b.Errorf("exec in a container whose processes got TERM: %v, %v; want status 143", w, err)
 	}
 	b.ok("tasks", "kill", "--all", "--signal", "KILL", "all")
 	if w, err := s.Wait(ctx, &task.WaitRequest{ID: "all", ExecID: z}); err != nil || w.ExitStatus != 128+9 {
