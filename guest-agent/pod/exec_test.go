@@ -19,7 +19,7 @@ func TestExecKilledWhileLaunched(t *testing.T) {
 	for name, late := range map[string]bool{"in time": false, "too late": true} {
 		t.Run(name, func(t *testing.T) {
 			p, w := newPod(t)
-			c := run(t, p, "a", "sleep 100")
+			c := run(t, p, "a", "exec sleep 100")
 			launching := make(chan struct{})
 			w.slow = func(ctx context.Context) error {
 				close(launching)
@@ -35,7 +35,7 @@ func TestExecKilledWhileLaunched(t *testing.T) {
 			}
 			made := make(chan result, 1)
 			go func() {
-				pr, err := c.Exec(bound(t), "e", &agentpb.Process{Args: []string{"sleep 1000"}}, Ports{})
+				pr, err := c.Exec(bound(t), "e", &agentpb.Process{Args: []string{"exec sleep 1000"}}, Ports{})
 				made <- result{pr, err}
 			}()
 			<-launching
@@ -68,8 +68,8 @@ func TestExecKilledWhileLaunched(t *testing.T) {
 // TestSignalAll: a signal without an exec id reaches every process, whatever it is.
 func TestSignalAll(t *testing.T) {
 	p, w := newPod(t)
-	c := run(t, p, "a", "sleep 1000")
-	if _, err := c.Exec(bound(t), "e", &agentpb.Process{Args: []string{"sleep 1000"}}, Ports{}); err != nil {
+	c := run(t, p, "a", "exec sleep 1000")
+	if _, err := c.Exec(bound(t), "e", &agentpb.Process{Args: []string{"exec sleep 1000"}}, Ports{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Signal(bound(t), "", unix.SIGTERM); err != nil {

@@ -293,7 +293,7 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 			p, w := newPod(t)
 			w.fail[step] = boom
 			vol := t.TempDir() + "/v"
-			req := request("a", "sleep 100")
+			req := request("a", "exec sleep 100")
 			req.Storages = []*agentpb.Storage{{Driver: "local", MountPoint: vol}}
 			if err := createErr(t, p, req); !errors.Is(err, boom) || !strings.Contains(err.Error(), "a") {
 				t.Fatalf("got %v", err)
@@ -310,14 +310,14 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 				t.Error("the bundle is left")
 			}
 			delete(w.fail, step)
-			run(t, p, "a", "sleep 100") // the id is free again
+			run(t, p, "a", "exec sleep 100") // the id is free again
 		})
 	}
 }
 
 func TestWrongState(t *testing.T) {
 	p, w := newPod(t)
-	if err := createErr(t, p, request("a", "sleep 100")); err != nil {
+	if err := createErr(t, p, request("a", "exec sleep 100")); err != nil {
 		t.Fatal(err)
 	}
 	c, err := p.Container("a")
@@ -368,7 +368,7 @@ func TestWrongState(t *testing.T) {
 
 func TestExec(t *testing.T) {
 	p, w := newPod(t)
-	c := run(t, p, "a", "sleep 100")
+	c := run(t, p, "a", "exec sleep 100")
 	pr, err := c.Exec(bound(t), "e", &agentpb.Process{Args: []string{"exit 4"}}, Ports{})
 	if err != nil {
 		t.Fatal(err)
@@ -398,8 +398,8 @@ func TestExec(t *testing.T) {
 
 func TestRemoveWhileRunning(t *testing.T) {
 	p, _ := newPod(t)
-	c := run(t, p, "a", "sleep 100")
-	if err := execErr(t, c, "e", &agentpb.Process{Args: []string{"sleep 100"}}, Ports{}); err != nil {
+	c := run(t, p, "a", "exec sleep 100")
+	if err := execErr(t, c, "e", &agentpb.Process{Args: []string{"exec sleep 100"}}, Ports{}); err != nil {
 		t.Fatal(err)
 	}
 	type result struct {
@@ -424,11 +424,11 @@ func TestRemoveWhileRunning(t *testing.T) {
 func TestExecRacesWithRemoval(t *testing.T) {
 	p, _ := newPod(t)
 	for range 20 {
-		c := run(t, p, "a", "sleep 100")
+		c := run(t, p, "a", "exec sleep 100")
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			_, _ = c.Exec(context.Background(), "e", &agentpb.Process{Args: []string{"sleep 100"}}, Ports{}) // either way is right
+			_, _ = c.Exec(context.Background(), "e", &agentpb.Process{Args: []string{"exec sleep 100"}}, Ports{}) // either way is right
 		}()
 		if err := p.RemoveContainer(bound(t), "a"); err != nil {
 			t.Fatal(err)
@@ -453,14 +453,14 @@ func TestSharedPID(t *testing.T) {
 	}
 	create := func(id string) string {
 		t.Helper()
-		req := request(id, "sleep 100")
+		req := request(id, "exec sleep 100")
 		req.SandboxPidns = true
 		if err := createErr(t, p, req); err != nil {
 			t.Fatal(err)
 		}
 		return w.specs[id].Linux.Namespaces[0].Path
 	}
-	req := request("x", "sleep 100")
+	req := request("x", "exec sleep 100")
 	req.SandboxPidns = true
 	if err := createErr(t, p, req); err == nil || !strings.Contains(err.Error(), "no memory") {
 		t.Errorf("a holder that does not start: %v", err)
@@ -485,7 +485,7 @@ func TestSharedPID(t *testing.T) {
 func TestSharedPIDEndsAll(t *testing.T) {
 	p, _ := newPod(t)
 	p.cfg.PIDHolder = func(context.Context) (int, <-chan reaper.Status, error) { return os.Getpid(), nil, nil }
-	req := request("a", "sleep 100")
+	req := request("a", "exec sleep 100")
 	req.SandboxPidns = true
 	if err := createErr(t, p, req); err != nil {
 		t.Fatal(err)
@@ -497,7 +497,7 @@ func TestSharedPIDEndsAll(t *testing.T) {
 	if err := c.Start(bound(t)); err != nil {
 		t.Fatal(err)
 	}
-	if err := execErr(t, c, "e", &agentpb.Process{Args: []string{"sleep 100"}}, Ports{}); err != nil {
+	if err := execErr(t, c, "e", &agentpb.Process{Args: []string{"exec sleep 100"}}, Ports{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Signal(bound(t), "a", unix.SIGKILL); err != nil {
@@ -511,7 +511,7 @@ func TestSharedPIDEndsAll(t *testing.T) {
 // A pause container's PID namespace is the one to share.
 func TestSharedPIDOfPause(t *testing.T) {
 	p, w := newPod(t)
-	pause := request("pause", "sleep 100")
+	pause := request("pause", "exec sleep 100")
 	pause.OCI.Annotations = map[string]string{"io.kubernetes.cri.container-type": "sandbox"}
 	if err := createErr(t, p, pause); err != nil {
 		t.Fatal(err)
@@ -520,7 +520,7 @@ func TestSharedPIDOfPause(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req := request("a", "sleep 100")
+	req := request("a", "exec sleep 100")
 	req.SandboxPidns = true
 	if err := createErr(t, p, req); err != nil || w.specs["a"].Linux.Namespaces[0].Path != pidNSPath(c.Init().PID()) {
 		t.Errorf("joined %q, %v; want that of process %d", w.specs["a"].Linux.Namespaces, err, c.Init().PID())
@@ -530,7 +530,7 @@ func TestSharedPIDOfPause(t *testing.T) {
 func TestOOM(t *testing.T) {
 	p, w := newPod(t)
 	_ = w.step("oom")
-	run(t, p, "a", "sleep 100")
+	run(t, p, "a", "exec sleep 100")
 	if id, err := p.NextOOM(bound(t)); id != "a" || err != nil {
 		t.Error(id, err)
 	}
@@ -549,7 +549,7 @@ func TestSandbox(t *testing.T) {
 	if err := p.CreateSandbox(bound(t), req); fault.KindOf(err) != fault.AlreadyExists {
 		t.Errorf("twice: %v", err)
 	}
-	run(t, p, "a", "sleep 100")
+	run(t, p, "a", "exec sleep 100")
 	if err := p.Destroy(bound(t)); err != nil || len(p.Containers()) != 0 {
 		t.Error(err)
 	}

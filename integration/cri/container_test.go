@@ -3,7 +3,9 @@
 package cri
 
 import (
+	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,6 +23,7 @@ func TestContainers(t *testing.T) {
 			{"Life", testContainerLife},
 			{"ExitCodes", testExitCodes},
 			{"Exec", testExec},
+			{"ExecEnd", testExecEnd},
 			{"Grace", testGrace},
 			{"Command", testCommand},
 			{"Users", testUsers},
@@ -133,6 +136,24 @@ func testExec(p *pod) {
 	if n := c.shell("ps | wc -l"); n != "5" { // header, sleep, sh, ps, wc
 		p.Errorf("%s lines of ps:\n%s", n, c.shell("ps"))
 	}
+}
+
+// testExecEnd: execs that run when their container ends have status 137, as with runc.
+func testExecEnd(p *pod) {
+	c := p.start(p.script("until [ -e /over ]; do sleep 0.05; done"))
+	var execs sync.WaitGroup
+	for i := range 4 {
+		execs.Go(func() {
+			_, _, err := c.exec("sh", "-c", fmt.Sprintf("touch /up%d; exec sleep 100", i))
+			if code, ok := err.(interface{ ExitStatus() int }); !ok || code.ExitStatus() != 128+9 {
+				p.Errorf("an exec whose container ends: %v", err)
+			}
+		})
+	}
+	c.shell("until ls /up0 /up1 /up2 /up3 2>/dev/null; do sleep 0.05; done")
+	_, _, _ = c.exec("touch", "/over") // may end with the container
+	execs.Wait()
+	c.wait()
 }
 
 // testGrace: TERM, then the grace period, then KILL.
