@@ -167,6 +167,7 @@ func (c *container) one(kind string, attempt uint32) {
 			c.exits(k.code)
 		} else {
 			c.used()
+			c.says(filepath.Join(c.config.LogDirectory, log), "out "+word)
 			c.stopped(kind)
 		}
 		c.output(filepath.Join(c.config.LogDirectory, log), word, kind)
@@ -274,6 +275,20 @@ func (c *container) stopped(kind string) {
 		}
 		return err
 	})
+}
+
+// says waits for a line of the log: before that a shell may not have set its traps.
+func (c *container) says(path, line string) {
+	for deadline := time.Now().Add(exitTime); !c.excuse(); time.Sleep(50 * time.Millisecond) {
+		data, err := os.ReadFile(path)
+		switch {
+		case err == nil && strings.Contains(string(data), line):
+			return
+		case time.Now().After(deadline):
+			c.bad("no %q in its log after %v: %q, %v", line, exitTime, data, err)
+			return
+		}
+	}
 }
 
 // output checks that what a container wrote before its end has arrived.
