@@ -59,7 +59,11 @@ func TestKubernetes(t *testing.T) {
 		n.handler = h
 	}
 	t.Cleanup(func() { n.finish(t) })
-	if err := n.applyRuntimeClass(ctx); err != nil {
+	if err := n.applyRuntimeClass(ctx, n.handler); err != nil {
+		t.Fatal(err)
+	}
+	// What the installing DaemonSet would do; the RuntimeClass selects by it.
+	if _, err := c.Must(ctx, "label", "node", cluster.NodeName, nodeLabel+"=true"); err != nil {
 		t.Fatal(err)
 	}
 	for _, g := range groups {
@@ -74,22 +78,19 @@ type node struct {
 	table   table
 }
 
-// applyRuntimeClass applies the RuntimeClass that is delivered, for the handler.
-func (n *node) applyRuntimeClass(ctx context.Context) error {
+// applyRuntimeClass applies the RuntimeClass that is delivered, for a handler, in place
+// of the one before: the field cannot be changed.
+func (n *node) applyRuntimeClass(ctx context.Context, handler string) error {
 	data, err := os.ReadFile(filepath.Join("..", "..", "deploy", "runtimeclass.yaml"))
 	if err != nil {
 		return err
 	}
-	text := strings.Replace(string(data), "\nhandler: kata\n", "\nhandler: "+n.handler+"\n", 1)
+	text := strings.Replace(string(data), "\nhandler: kata\n", "\nhandler: "+handler+"\n", 1)
 	path := filepath.Join(n.c.Dir, "runtimeclass.yaml")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		return err
 	}
-	if _, err := n.c.Must(ctx, "apply", "-f", path); err != nil {
-		return err
-	}
-	// What the installing DaemonSet would do; the RuntimeClass selects by it.
-	_, err = n.c.Must(ctx, "label", "node", cluster.NodeName, "katacontainers.io/kata-runtime=true")
+	_, err = n.c.Must(ctx, "replace", "--force", "-f", path)
 	return err
 }
 
