@@ -33,9 +33,8 @@ const (
 	// Only a client that does not read comes to them.
 	settleQuiet = time.Second
 	settleMax   = 10 * time.Second
-	// drainReader: of an ended stream bytes are left in the pipe, or there never were
-	// any, and nobody has it open for reading. A containerd that has come back opens it
-	// before it deletes.
+	// drainReader: of an ended stream bytes are left in the pipe, and nobody has it
+	// open for reading. A containerd that has come back opens it before it deletes.
 	drainReader = time.Second
 )
 
@@ -194,15 +193,13 @@ func (s *stdio) drain(ctx context.Context, exited time.Time) error {
 	defer cancelReader()
 	for _, c := range copies {
 		r := c.kept()
-		if r == nil || held != nil {
-			continue
+		if r == nil || r.empty || held != nil {
+			continue // a client that waits for the end of a silent stream has not called Delete
 		}
 		select {
 		case <-r.taken:
 		case <-ctx.Done():
-			if !r.empty {
-				held = errNoReader
-			}
+			held = errNoReader
 		}
 	}
 	return held
