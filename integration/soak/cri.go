@@ -49,22 +49,24 @@ func (p *life) byCRI(ctx context.Context) {
 		c := &container{life: p, config: config, name: fmt.Sprintf("c%d", i), r: p.r.Uint64()}
 		all.Go(func() { c.live(ctx) })
 	}
-	if p.r.IntN(4) > 0 {
+	early := p.r.IntN(4) == 0
+	if !early {
 		all.Wait()
 	} else {
 		time.Sleep(time.Duration(p.r.IntN(3000)) * time.Millisecond)
 		p.tell("early")
 		p.beginEnd()
 	}
-	p.endCRI()
+	p.endCRI(early)
 	all.Wait()
 	killed()
 	p.explain(from)
 }
 
-// endCRI stops and removes the pod. One whose part was killed while it is stopped
-// may need a second try, as the kubelet makes it; the third must succeed.
-func (p *life) endCRI() {
+// endCRI stops and removes the pod. One whose part was killed while it is stopped, or
+// whose containers start meanwhile (containerd: "container is still running"), may need
+// a second try, as the kubelet makes it; the third must succeed.
+func (p *life) endCRI(early bool) {
 	try := func(kind string, f func(context.Context) error) {
 		for i := range 3 {
 			err := p.call(p.name+" ("+p.story()+")", kind, f)
@@ -74,7 +76,7 @@ func (p *life) endCRI() {
 			p.mu.Lock()
 			victim := p.victim
 			p.mu.Unlock()
-			if victim == "" || i == 2 || errors.Is(err, errHung) {
+			if victim == "" && !early || i == 2 || errors.Is(err, errHung) {
 				p.bad("%s, try %d: %v", kind, i+1, err)
 				return
 			}
