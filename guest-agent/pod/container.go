@@ -290,9 +290,9 @@ func (c *Container) giveUp(execID string) bool {
 
 // Signal sends sig to one process, or with no execID to all of the container. An exec
 // that is being launched takes no other signal than KILL.
-func (c *Container) Signal(ctx context.Context, execID string, sig unix.Signal) error {
+func (c *Container) Signal(execID string, sig unix.Signal) error {
 	if execID == "" {
-		return c.signalAll(ctx, sig)
+		return c.signalAll(sig)
 	}
 	if sig == unix.SIGKILL && c.giveUp(execID) {
 		return nil
@@ -307,7 +307,11 @@ func (c *Container) Signal(ctx context.Context, execID string, sig unix.Signal) 
 	return pr.eng.Signal(sig)
 }
 
-func (c *Container) signalAll(ctx context.Context, sig unix.Signal) (err error) {
+// signalPasses bounds how often signalAll looks again: a program that forks without end
+// is ended by KILL alone.
+const signalPasses = 8
+
+func (c *Container) signalAll(sig unix.Signal) error {
 	if c.init.exited() {
 		if pids, err := c.group.Procs(); err == nil && len(pids) == 0 {
 			return fault.New(fault.NotFound, "container %s has finished", c.ID)
@@ -316,19 +320,29 @@ func (c *Container) signalAll(ctx context.Context, sig unix.Signal) (err error) 
 	if sig == unix.SIGKILL {
 		return c.group.Kill()
 	}
-	if c.expect(Paused) != nil { // frozen, none can fork meanwhile
-		defer func() { err = errors.Join(err, c.group.Freeze(context.WithoutCancel(ctx), false)) }()
-		if err := c.group.Freeze(ctx, true); err != nil {
+	// Again, for what was forked meanwhile. Not frozen: a process that the kernel cannot
+	// stop would keep the others from the signal, and Pause may come beside it.
+	reached := map[int]bool{}
+	for range signalPasses {
+		pids, err := c.group.Procs()
+		if err != nil {
 			return err
 		}
-	}
-	pids, err := c.group.Procs()
-	for _, pid := range pids {
-		if kerr := unix.Kill(pid, sig); kerr != nil && !errors.Is(kerr, unix.ESRCH) {
-			err = errors.Join(err, fmt.Errorf("signal %d to process %d: %w", sig, pid, kerr))
+		all := len(reached)
+		for _, pid := range pids {
+			if reached[pid] {
+				continue
+			}
+			reached[pid] = true
+			if err := unix.Kill(pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("signal %d to process %d: %w", sig, pid, err)
+			}
+		}
+		if len(reached) == all {
+			break
 		}
 	}
-	return err
+	return nil
 }
 
 // Wait returns the status of a process once it is gone: the exit code, or 128

@@ -22,7 +22,7 @@ func TestEndBeforeStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Signal(bound(t), "a", unix.SIGKILL); err != nil {
+	if err := c.Signal("a", unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := c.Wait(bound(t), ""); err != nil {

@@ -266,10 +266,10 @@ func TestLife(t *testing.T) {
 	if err := c.expect(Stopped); err != nil {
 		t.Error(err)
 	}
-	if err := c.Signal(bound(t), "a", unix.SIGTERM); fault.KindOf(err) != fault.NotFound {
+	if err := c.Signal("a", unix.SIGTERM); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("signal to a finished process: %v", err)
 	}
-	if err := c.Signal(bound(t), "", unix.SIGKILL); fault.KindOf(err) != fault.NotFound {
+	if err := c.Signal("", unix.SIGKILL); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("kill of a finished container: %v", err)
 	}
 	if err := p.RemoveContainer(bound(t), "a"); err != nil {
@@ -500,7 +500,7 @@ func TestSharedPIDEndsAll(t *testing.T) {
 	if err := execErr(t, c, "e", &agentpb.Process{Args: []string{"exec sleep 100"}}, Ports{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Signal(bound(t), "a", unix.SIGKILL); err != nil {
+	if err := c.Signal("a", unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	if code, _, err := c.Wait(bound(t), "e"); code != 137 || err != nil {

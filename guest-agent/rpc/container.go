@@ -68,8 +68,8 @@ func (s *Service) ExecProcess(ctx context.Context, req *agentpb.ExecProcessReque
 }
 
 // SignalProcess sends a signal: to one process, or with an empty exec_id to all.
-func (s *Service) SignalProcess(ctx context.Context, req *agentpb.SignalProcessRequest) (*emptypb.Empty, error) {
-	return empty, s.with(req.ContainerId, func(c *pod.Container) error { return c.Signal(ctx, req.ExecId, unix.Signal(req.Signal)) })
+func (s *Service) SignalProcess(_ context.Context, req *agentpb.SignalProcessRequest) (*emptypb.Empty, error) {
+	return empty, s.with(req.ContainerId, func(c *pod.Container) error { return c.Signal(req.ExecId, unix.Signal(req.Signal)) })
 }
 
 // WaitProcess answers when the process is gone: exit code, or 128 plus signal.
