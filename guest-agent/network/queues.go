@@ -5,6 +5,7 @@ package network
 import (
 	"errors"
 	"fmt"
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -25,36 +26,36 @@ type ethtoolRequest struct {
 }
 
 // SpreadQueues has each interface use as many pairs of queues as there are CPUs, or
-// as many as it has if those are fewer; none uses fewer than before. virtio-net counts CPUs when it finds its
-// device (drivers/net/virtio_net.c, virtnet_probe), and some come up later.
+// as many as it has if those are fewer; none uses fewer than before. virtio-net counts
+// CPUs when it finds its device (drivers/net/virtio_net.c, virtnet_probe), and some come
+// up later.
 func (c Config) SpreadQueues() error {
-	nl, err := open()
-	if err != nil {
-		return err
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return fmt.Errorf("queues: %w", os.NewSyscallError("sched_getaffinity", err))
 	}
-	defer nl.close()
-	ls, err := nl.links()
+	cpus := uint32(set.Count())
+	if cpus == 1 {
+		return nil
+	}
+	list, err := c.ListInterfaces()
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, l := range ls {
-		if err := spreadQueues(l.name); err != nil {
-			errs = append(errs, fmt.Errorf("interface %s: queues: %w", l.name, err))
+	for _, i := range list {
+		if err := spreadQueues(i.Name, cpus); err != nil {
+			errs = append(errs, fmt.Errorf("interface %s: queues: %w", i.Name, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
 // spreadQueues: see SpreadQueues. Many kinds of interfaces have no such thing.
-func spreadQueues(name string) error {
-	var cpus unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
-		return err
-	}
+func spreadQueues(name string, cpus uint32) error {
 	ch := channels{cmd: unix.ETHTOOL_GCHANNELS}
 	err := ethtool(name, &ch)
-	want := min(ch.maxCombined, uint32(cpus.Count()))
+	want := min(ch.maxCombined, cpus)
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP) || err == nil && want <= ch.combined:
 		return nil
