@@ -120,6 +120,9 @@ func (m *Manager) HoldSwitches() error {
 	if err == nil {
 		err = g.SetDevices([]specs.LinuxDeviceCgroup{{Access: "rwm"}})
 	}
+	if err != nil && g != nil {
+		err = errors.Join(err, g.Remove()) // its being there says that it holds
+	}
 	return err
 }
 
